@@ -1,0 +1,81 @@
+"""Rounds of a job: plan what is pending, run it, look again, until nothing is left.
+
+A round ends with slides left over only when another run holds them or their reader died. Between
+rounds the cohort is looked at afresh, so that a slide is never done twice nor forgotten.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mstar.embed.pending import Cohort, Standing
+from mstar.embed.plan import bundles, write_plan
+from mstar.embed.results import Tally
+from mstar.errors import MstarError
+from mstar.storage.objects import delete, join, put_file
+from mstar.training.progress import ProgressReporter
+
+WAIT_FOR_OTHERS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """What a round needs.
+
+    done_ids: lists the finished slides. run_plan: runs the bundles of a plan.
+    """
+
+    out: str
+    run_id: str
+    cohort: Cohort
+    target_patches: int
+    done_ids: Callable[[], Iterable[str]]
+    run_plan: Callable[[str], Iterator[Tally]]
+
+    def run(self, progress: ProgressReporter, total: Tally) -> Standing:
+        """Run rounds until nothing is pending; adds to `total` as bundles finish."""
+        number = 0
+        while True:
+            before = Standing()
+            plan_uri, count = self._plan(number, before)
+            if not count:
+                return before
+            self._round(plan_uri, before, progress, total)
+            number += 1
+
+    def _plan(self, number: int, standing: Standing) -> tuple[str, int]:
+        """Write the plan of a round where every node can read it."""
+        uri = join(self.out, f"_state/plans/{self.run_id}-{number}.parquet")
+        pending = self.cohort.pending(set(self.done_ids()), standing)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "plan.parquet"
+            count = write_plan(path, bundles(pending, target_patches=self.target_patches))
+            if count:
+                put_file(path, uri)
+        return uri, count
+
+    def _round(
+        self, plan_uri: str, before: Standing, progress: ProgressReporter, total: Tally
+    ) -> None:
+        this = Tally()
+        try:
+            for tally in self.run_plan(plan_uri):
+                this.add(tally)
+                total.add(tally)
+                progress.update(
+                    slides_done=before.done + this.done + this.present,
+                    slides_failed=before.failed + this.failed,
+                    patches_done=total.patches,
+                )
+        finally:
+            delete(plan_uri)
+        settled = this.done + this.present + this.failed + this.skipped
+        if not settled and not this.elsewhere:
+            raise MstarError(
+                f"{before.pending} slides are pending in {self.out}, but a whole round settled "
+                f"none of them; this is a bug: please report it with the run's log"
+            )
+        if this.elsewhere and not settled:
+            time.sleep(WAIT_FOR_OTHERS_S)

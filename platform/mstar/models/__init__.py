@@ -1,0 +1,1 @@
+"""Patch encoders and their weights. Importing this package loads neither torch nor timm."""

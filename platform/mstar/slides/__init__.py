@@ -1,0 +1,1 @@
+"""Whole-slide images: opening, pixels, resolution, tissue and grids. Knows no cluster."""

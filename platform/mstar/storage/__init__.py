@@ -1,0 +1,1 @@
+"""Disks and object stores: whole writes, leases, the failure ledger, the slide cache, manifests."""

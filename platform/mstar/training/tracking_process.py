@@ -1,0 +1,300 @@
+"""The one process, and the one file, that speaks to MLflow: sends a spool to its run.
+
+    python -m mstar.training.tracking_process SPOOL                 sends what is left, then ends
+    python -m mstar.training.tracking_process SPOOL --follow PID    goes on until job PID is done
+
+Sending is idempotent: the offset is stored after every batch, a repeated batch changes nothing
+(equal metrics, params and tags are one to MLflow), and a run is found again by its tag
+`mstar.run_id`. `log_batch` only: asynchronous logging loses metrics on SQLite without a word.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import functools
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# A dead server must show within seconds; we retry ourselves, for as long as the job runs.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mstar.training.spool import (
+    FILES,
+    LOCK,
+    RECORDS,
+    Position,
+    RunInfo,
+    read_info,
+    read_position,
+    read_records,
+    write_position,
+)
+
+POLL_S = 0.5
+MAX_PAUSE_S = 30.0
+GIVE_UP_S = 10.0  # of failures in a row, once the job has ended
+RUN_ID_TAG = "mstar.run_id"
+MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch
+REFUSED_FOR_GOOD = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
+
+log = logging.getLogger("mstar.tracking")
+Record = dict[str, Any]
+
+
+class RunSender:
+    """Sends one spool to one MLflow run.
+
+    folder: the spool.
+    uri: MLflow to send to instead of the one in run.json.
+    """
+
+    def __init__(self, folder: Path, *, uri: str | None = None) -> None:
+        self.folder = folder
+        self.info = read_info(folder)
+        self.uri = uri or self.info.uri
+        self.position = read_position(folder)
+        if self.position.uri != self.uri:  # another MLflow starts from nothing
+            self.position = Position(uri=self.uri)
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        """Made on first use: making it already opens the database."""
+        return MlflowClient(tracking_uri=self.uri)
+
+    def send_new(self) -> bool:
+        """Sends all records that are there; True once the finish record has been sent."""
+        self._ensure_run()
+        while records := read_records(self.folder, self.position.offset_bytes):
+            self._send(records)
+        self._store(error="")
+        return self.position.done
+
+    def abandon(self) -> None:
+        """Ends the run of a job that died without a finish record."""
+        self.client.set_terminated(self.position.mlflow_run_id, "KILLED")
+
+    def _ensure_run(self) -> None:
+        if self.position.mlflow_run_id:
+            return
+        experiment_id = find_experiment(self.client, self.info.experiment, self.uri)
+        run_id = find_run(self.client, experiment_id, self.info)
+        self._store(mlflow_run_id=run_id)
+
+    def _send(self, records: list[tuple[Record, int]]) -> None:
+        try:
+            self._log([record for record, _ in records])
+            refused = 0
+        except MlflowException as error:
+            if error.error_code not in REFUSED_FOR_GOOD:
+                raise
+            refused = self._send_one_by_one(record for record, _ in records)
+        self._store(
+            offset_bytes=records[-1][1],
+            num_rejected=self.position.num_rejected + refused,
+            done=self.position.done or any(record["kind"] == "finish" for record, _ in records),
+        )
+
+    def _send_one_by_one(self, records: Iterable[Record]) -> int:
+        """Sends records singly, so that one which MLflow refuses does not hold up the others."""
+        num_refused = 0
+        for record in records:
+            try:
+                self._log([record])
+            except MlflowException as error:
+                if error.error_code not in REFUSED_FOR_GOOD:
+                    raise
+                num_refused += 1
+                log.warning("record refused: %s: %s", record, error)
+        return num_refused
+
+    def _log(self, records: list[Record]) -> None:
+        run_id = self.position.mlflow_run_id
+        metrics, params, tags = collect(records)
+        for start in range(0, len(metrics), MAX_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+        for start in range(0, len(params), MAX_PARAMS):
+            self.client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+        for start in range(0, len(tags), MAX_TAGS):
+            self.client.log_batch(run_id, tags=tags[start : start + MAX_TAGS])
+        for record in records:
+            self._log_file(run_id, record)
+        for record in records:
+            if record["kind"] == "finish":
+                self.client.set_terminated(run_id, record["status"], end_time=record["time_ms"])
+
+    def _log_file(self, run_id: str, record: Record) -> None:
+        if record["kind"] == "text":
+            self.client.log_text(run_id, record["text"], record["name"])
+        elif record["kind"] == "artifact":
+            path = self.folder / FILES / record["file"]
+            self.client.log_artifact(run_id, str(path), record["folder"] or None)
+
+    def _store(self, **changes: Any) -> None:
+        position = dataclasses.replace(self.position, **changes)
+        if position != self.position:
+            self.position = position
+            write_position(self.folder, position)
+
+
+def collect(records: list[Record]) -> tuple[list[Metric], list[Param], list[RunTag]]:
+    """The metrics, params and tags of some records, as MLflow wants them."""
+    metrics, params, tags = [], [], []
+    for record in records:
+        if record["kind"] == "metrics":
+            at = (record["time_ms"], record["step"])
+            metrics += [Metric(name, value, *at) for name, value in record["metrics"].items()]
+        elif record["kind"] == "params":
+            params += [Param(name, value) for name, value in record["params"].items()]
+        elif record["kind"] == "tags":
+            tags += [RunTag(name, value) for name, value in record["tags"].items()]
+    return metrics, params, tags
+
+
+def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
+    """The id of an experiment, created when it does not exist."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_root(uri)))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another job was faster
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def artifact_root(uri: str) -> str | None:
+    """`mlartifacts` beside an SQLite file, else None: a server has its own place.
+
+    MLflow's own choice would be the working directory, which a submitted job loses.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlartifacts").as_uri()
+
+
+def find_run(client: MlflowClient, experiment_id: str, info: RunInfo) -> str:
+    """MLflow's id of our run, created when it does not exist."""
+    found = client.search_runs([experiment_id], f"tags.`{RUN_ID_TAG}` = '{info.run_id}'")
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(
+        experiment_id,
+        start_time=info.start_ms,
+        run_name=info.run_name,
+        tags={RUN_ID_TAG: info.run_id},
+    )
+    return str(run.info.run_id)
+
+
+def try_to_send(sender: RunSender) -> bool:
+    """One try: True when all that is there has been sent; a failure is noted in position.json."""
+    try:
+        sender.send_new()
+        return True
+    except Exception as error:  # whatever MLflow, its database driver or HTTP stack raises
+        log.exception("cannot reach MLflow at %s", sender.uri)
+        sender._store(error=f"{type(error).__name__}: {str(error)[:500]}")
+        return False
+
+
+def follow(sender: RunSender, job_pid: int) -> bool:
+    """Sends records as they come until the job is done or dead; True when all was sent."""
+    pause_s, failing_since_s = POLL_S, None
+    while True:
+        job_ended = os.getppid() != job_pid  # read before sending: nothing comes after it
+        sent = try_to_send(sender)
+        if sender.position.done:
+            return True
+        if sent and job_ended:
+            sender.abandon()
+            return True
+        now_s = time.monotonic()
+        failing_since_s = None if sent else failing_since_s or now_s
+        ending = job_ended or has_finish(sender)
+        if failing_since_s and ending and now_s - failing_since_s > GIVE_UP_S:
+            return False
+        pause_s = POLL_S if sent or ending else min(pause_s * 2, MAX_PAUSE_S)
+        wait(sender, job_pid, pause_s)
+
+
+def wait(sender: RunSender, job_pid: int, pause_s: float) -> None:
+    """Sleeps, but no longer than until the job ends: a long pause must not delay that."""
+    until_s = time.monotonic() + pause_s
+    while time.monotonic() < until_s:
+        time.sleep(min(POLL_S, pause_s))
+        if os.getppid() != job_pid or has_finish(sender):
+            return
+
+
+def has_finish(sender: RunSender) -> bool:
+    """Whether the unsent part of the spool ends the run."""
+    path = sender.folder / RECORDS
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 200))
+        return b'"kind": "finish"' in file.read()
+
+
+def send_once(sender: RunSender) -> bool:
+    """Sends what is left of a spool; True when that worked."""
+    if not try_to_send(sender):
+        print(f"{sender.uri}: {sender.position.error}", file=sys.stderr)
+        return False
+    if not sender.position.done and not job_alive(sender.info):
+        sender.abandon()
+    print(f"{sender.folder}: sent to {sender.uri}, MLflow run {sender.position.mlflow_run_id}")
+    return True
+
+
+def job_alive(info: RunInfo) -> bool:
+    """Whether the job of a spool may still be at work; a job on another host may be."""
+    if info.host != socket.gethostname():
+        return True
+    try:
+        os.kill(info.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; 0 when all was sent, 1 when not, 2 when another process is at it."""
+    parser = argparse.ArgumentParser(prog="python -m mstar.training.tracking_process")
+    parser.add_argument("spool", type=Path, help="spool folder of one run")
+    parser.add_argument("--follow", type=int, metavar="PID", help="go on until this job has ended")
+    parser.add_argument("--uri", help="MLflow tracking URI, instead of the spool's own")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    with (args.spool / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{args.spool}: another process is sending this spool", file=sys.stderr)
+            return 2
+        return 0 if run(args.spool, follow_pid=args.follow, uri=args.uri) else 1
+
+
+def run(folder: Path, *, follow_pid: int | None, uri: str | None) -> bool:
+    """Sends a spool, once or as long as the job runs."""
+    sender = RunSender(folder, uri=uri)
+    return send_once(sender) if follow_pid is None else follow(sender, follow_pid)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
