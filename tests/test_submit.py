@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """The dashboard's address of a `ray start --head`, and the environment that may submit to it."""
+    """The dashboard of a `ray start --head`, and the environment that may submit to it."""
     port, dashboard, client = free_ports(3)
     environment = {name: v for name, v in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -13,7 +13,8 @@ MstarError
 ├── WeightsError           encoder weights are missing, wrong or not what they claim
 └── InterruptedRunError    the run was told to stop; what is written stays valid
 
-A message says what is wrong, for which slide or address, what was expected and found, and the way out.
+A message says what is wrong, for which slide or address, what was expected and found, and the way
+out.
 `transient` tells a rerun whether trying again can help: storage, memory and node trouble can pass,
 a broken file cannot.
 """

@@ -1,8 +1,8 @@
 """`embed` end to end, against the bare encoder, the same loop without Ray, and the field's loop.
 
 All four run on the same slides, patches, encoder and cores, one after the other in rounds, in one
-process; ratios of the rounds' medians are printed as JSON lines. Ray's start and the building of the
-encoder are reported apart.
+process; medians of the rounds' ratios are printed as JSON lines. Ray's start and the building of
+the encoder are reported apart.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def without_ray(config: EmbedConfig, setting: Setting, slides: list[SlideRef]) -
 def through_ray(
     config: EmbedConfig, setting: Setting, slides: list[SlideRef]
 ) -> tuple[float, float]:
-    """Patches per second from the first finished bundle to the last, and seconds until the first."""
+    """Patches per second between the first and the last bundle, and seconds until the first."""
     delete_tree(config.out)
     Path(config.out).mkdir(parents=True)
     plan_path = Path(config.out) / "plan.parquet"

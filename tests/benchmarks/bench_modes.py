@@ -1,9 +1,9 @@
 """How far apart the features of `exact` and `prepath` are, on the same patches.
 
 The real slide is read twice: at its own 20x, and with its pixels taken for a 40x scan (half the
-µm per pixel), so that both modes shrink. Two encoders with seeded random weights. Random networks map everything close
-together, so features are centred (the mean over the patches is subtracted) before the cosine is
-taken, and the cosine between neighbouring patches is shown beside it as the scale to read it on.
+µm per pixel), so that both modes shrink. Two encoders with seeded random weights. Random networks
+map everything close together, so features are centred (the mean over the patches is subtracted)
+before the cosine is taken; the cosine between neighbouring patches is the scale to read it on.
 """
 
 import json

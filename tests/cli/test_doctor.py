@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,7 @@ def test_the_whole_command(
     folder.mkdir()
     (folder / "good one.svs").symlink_to(real_slide)
     (folder / "bad.svs").write_bytes(b"")
-    config = DoctorConfig(slides=str(folder), out=place.out, cache=place.cache, json=True)
+    config = DoctorConfig(slides=str(folder), out=place.out, cache_dir=place.cache, json=True)
     assert doctor.run(config) == 1
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows[0]["check"]["found"] == "[3.11]"
@@ -190,12 +191,21 @@ def test_the_whole_command(
     assert by_id["bad"]["problem"]
     assert by_id["good one"]["mpp"] == pytest.approx(0.499)
 
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(
+        "path,slide_id,mpp\nslides/good one.svs,../up,\nslides/good one.svs,b,0.25\n"
+    )
+    assert doctor.run(replace(config, slides=str(manifest))) == 1
+    _, up, stated = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert up["slide"]["problem"]
+    assert (stated["slide"]["mpp"], stated["slide"]["mpp_source"]) == (0.25, "stated")
+
     (folder / "bad.svs").unlink()
-    assert doctor.run(DoctorConfig(slides=str(folder), out=place.out, cache=place.cache)) == 0
+    assert doctor.run(DoctorConfig(slides=str(folder), out=place.out, cache_dir=place.cache)) == 0
     text = capsys.readouterr().out
     assert "[3.11]" in text
     assert "2220×2967" in text
-    assert "1 slides, 0 with a problem" in text
+    assert "slides: 1, with a problem: 0" in text
 
 
 def test_a_negative_limit_is_refused() -> None:

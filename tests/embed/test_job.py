@@ -1,4 +1,4 @@
-"""The embedding job on Ray: the same bytes however it ran, and one slide's trouble stays its own."""
+"""The embedding job on Ray: the same bytes however it ran; one slide's trouble stays its own."""
 
 import threading
 import time
@@ -99,7 +99,7 @@ def test_another_configuration_into_the_same_store_is_refused(
 
 
 class TestKilled:
-    """`kill -9` of a worker at any moment: the same bytes, and nothing half-written is ever seen."""
+    """`kill -9` of a worker at any moment: the same bytes, nothing half-written ever seen."""
 
     @pytest.mark.parametrize("moment", ["claimed", "a part is written", "a slide is done"])
     def test_encoder_actor(

@@ -1,4 +1,4 @@
-"""Runs that share an output, owners that freeze, drivers that die, slides that kill their reader."""
+"""Runs that share an output, frozen owners, killed drivers, slides that kill their reader."""
 
 import os
 import re

@@ -116,5 +116,5 @@ def test_what_is_not_the_contract_is_refused(module: Path, function: str, says: 
 
 
 def test_a_module_that_is_not_there_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match="cannot import no_such_module.*PYTHONPATH"):
+    with pytest.raises(ConfigError, match=r"cannot import no_such_module.*PYTHONPATH"):
         find_encoder("no_such_module:encoder")

@@ -97,7 +97,8 @@ def test_known_wrappers_and_prefixes_come_off_and_it_is_said(
     raw = {wrapper: inner, "epoch": 3} if wrapper else inner
     found, note = matched(raw)
     assert state_sha256(found) == state_sha256(state)
-    assert (wrapper in note) and (prefix in note)
+    assert wrapper in note
+    assert prefix in note
     assert bool(note) == bool(wrapper or prefix)
 
 

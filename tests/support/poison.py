@@ -1,4 +1,4 @@
-"""A source whose reading of one slide kills the process, as a segfault or the kernel's OOM killer would."""
+"""A source that kills its process when it reads one slide, as a segfault would."""
 
 import os
 import signal

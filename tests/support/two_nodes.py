@@ -1,4 +1,4 @@
-"""Run by test_job_s3 in a process of its own: two local Ray nodes, three encoder actors, S3 in and out.
+"""Run by test_job_s3 in a process of its own: two local Ray nodes, three encoder actors, S3.
 
 Each node has its own staging cache, as two machines would: `MSTAR_CACHE_DIR` differs.
 """
@@ -20,7 +20,7 @@ def main(slides: str, out: str, scratch: str) -> int:
         initialize_head=True,
         head_node_args={"num_cpus": 2, "env_vars": {"MSTAR_CACHE_DIR": str(caches[0])}},
     )
-    cluster.add_node(num_cpus=3, env_vars={"MSTAR_CACHE_DIR": str(caches[1])})
+    cluster.add_node(num_cpus=2, env_vars={"MSTAR_CACHE_DIR": str(caches[1])})
     ray.init(address=cluster.address, log_to_driver=False)
     code = job.run(quick_embed(slides, out, workers=3, cpus_per_worker=1.0, bundle_batches=2))
     ray.shutdown()

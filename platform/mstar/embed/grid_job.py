@@ -28,7 +28,10 @@ def run(config: GridJobConfig) -> int:
     """Run the job; returns its exit code (`mstar.training.exit_codes`)."""
     if config.run.dry_run:
         return print_dry_run(config, GridStore)
-    with ray_session(config.run.address) as cluster, job_run("grid", config) as job:
+    with (
+        ray_session(config.run.address) as cluster,
+        job_run("grid", config, num_nodes=cluster.num_nodes) as job,
+    ):
         store = GridStore.open_or_create(config.out, grid_settings(config))
         collect_stale_temps(config.out, older_than_s=STALE_S)
         code = job.go(

@@ -33,7 +33,10 @@ def run(config: EmbedConfig) -> int:
         return print_dry_run(config, FeatureStore)
     spec = find_encoder(config.encoder)
     weights = prepare_weights(config.encoder, config.weights)
-    with ray_session(config.run.address) as cluster, job_run("embed", config) as job:
+    with (
+        ray_session(config.run.address) as cluster,
+        job_run("embed", config, num_nodes=cluster.num_nodes) as job,
+    ):
         plan = settle(config, run_id=job.run_id, weights=weights, cluster=cluster)
         store = FeatureStore.open_or_create(config.out, store_identity(plan, spec))
         collect_stale_temps(config.out, older_than_s=STALE_S)

@@ -16,6 +16,8 @@ MAX_ON_SHEET = 48
 
 def log_overviews(tracker: Tracker, root: str) -> None:
     """Log the contact sheet of the overviews under `root`, if there are any."""
+    if not tracker.run_id:  # nothing is tracked, so nothing need be fetched
+        return
     files = list(islice(list_files(root, suffix=".jpg"), MAX_ON_SHEET))
     if not files:
         return

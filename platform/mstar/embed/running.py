@@ -19,7 +19,7 @@ from mstar.errors import InterruptedRunError
 from mstar.features.store import FeatureStore, GridStore
 from mstar.storage.ledger import FailureLedger
 from mstar.storage.objects import exists, join
-from mstar.training.exit_codes import ExitCode, check_max_failures, exit_code
+from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.interrupts import stop_on_sigterm
 from mstar.training.progress import ProgressReporter
 from mstar.training.tracking import NullTracker, Tracker, start_tracking
@@ -39,6 +39,7 @@ class JobRun:
     tracker: Tracker
     ledger: FailureLedger
     tally: Tally = field(default_factory=Tally)
+    interrupted: bool = False
 
     def go(
         self,
@@ -60,14 +61,13 @@ class JobRun:
         )
         with ProgressReporter(self.name, num_slides=first.total, tracker=self.tracker) as progress:
             progress.update(slides_done=first.done, slides_failed=first.failed)
-            interrupted = False
             try:
                 standing = rounds.run(progress, self.tally)
             except (KeyboardInterrupt, InterruptedRunError):
-                interrupted = True
+                self.interrupted = True
                 standing = cohort.standing(set(done_ids()))
             self._end(standing, progress.elapsed_s)
-        if interrupted:
+        if self.interrupted:
             return ExitCode.INTERRUPTED
         return exit_code(standing.failed, standing.total, self.config.run.max_failures)
 
@@ -89,11 +89,12 @@ class JobRun:
 
 
 @contextmanager
-def job_run(name: str, config: Config) -> Iterator[JobRun]:
+def job_run(name: str, config: Config, *, num_nodes: int = 1) -> Iterator[JobRun]:
     """A run with its tracker, ended as FINISHED, FAILED or KILLED."""
-    check_max_failures(config.run.max_failures)
     stop_on_sigterm()  # after ray.init, which takes the handler
-    tracker = start_tracking(name, config, out=config.out) if config.run.tracking else NullTracker()
+    tracker: Tracker = NullTracker()
+    if config.run.tracking:
+        tracker = start_tracking(name, config, out=config.out, num_nodes=num_nodes)
     job = JobRun(
         name=name,
         config=config,
@@ -104,7 +105,7 @@ def job_run(name: str, config: Config) -> Iterator[JobRun]:
     status = "FAILED"
     try:
         yield job
-        status = "FINISHED"
+        status = "KILLED" if job.interrupted else "FINISHED"
     except (KeyboardInterrupt, InterruptedRunError):
         status = "KILLED"
         raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -84,6 +84,7 @@ class EncoderSpec:
         return f"resize {self.input_px} {kernel}; (x / 255 - {self.mean}) / {self.std}"
 
 
+@runtime_checkable
 class PendingFeatures(Protocol):
     """A batch on its way through an encoder."""
 
@@ -92,6 +93,7 @@ class PendingFeatures(Protocol):
         ...
 
 
+@runtime_checkable
 class PatchEncoder(Protocol):
     """From uint8 patches to float32 vectors, always in whole batches of `batch_size`."""
 

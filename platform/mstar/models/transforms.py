@@ -20,7 +20,7 @@ from mstar.slides import kernels
 
 
 def resize_patch(
-    patch: UInt8[np.ndarray, "side side 3"], size_px: int, interpolation: str
+    patch: UInt8[np.ndarray, "height width 3"], size_px: int, interpolation: str
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The whole patch at size_px × size_px by the named kernel; untouched when it has that size."""
     if patch.shape[0] != patch.shape[1]:

@@ -217,7 +217,7 @@ def _ring(points: Any, where: str) -> Int64[np.ndarray, "_ 2"]:
         if not (isinstance(point, list) and len(point) >= 2 and all(map(_is_number, point))):
             raise _wrong(f"{where}[{index}]", "two finite numbers", point)
     ring = np.rint(np.array([point[:2] for point in listed], dtype=np.float64)).astype(np.int64)
-    changes = np.any(ring != np.roll(ring, 1, axis=0), axis=1)  # also drops the closing point
+    changes = np.any(ring != np.roll(ring, -1, axis=0), axis=1)  # the closing point is none
     return ring[changes]
 
 

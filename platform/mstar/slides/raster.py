@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from mstar.errors import PatchError
 from mstar.slides.reader import Slide
 
 BLOCK_PX = 2048
+SMALLEST_DAMAGE_PX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,16 +68,35 @@ def _box_means(
     for row in range(0, rows, block):
         for column in range(0, columns, block):
             high, wide = min(block, rows - row), min(block, columns - column)
-            read = slide.read(
-                level,
-                start[0] + column * factor,
-                start[1] + row * factor,
-                wide * factor,
-                high * factor,
-            )
+            corner = (start[0] + column * factor, start[1] + row * factor)
+            read = read_around_damage(slide, level, *corner, wide * factor, high * factor)
             small = cv2.resize(read, (wide, high), interpolation=cv2.INTER_AREA)
             pixels[row : row + high, column : column + wide] = small
     return pixels
+
+
+def read_around_damage(
+    slide: Slide, level: int, x: int, y: int, width: int, height: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Part of a level in its own pixels; what cannot be decoded is the background colour.
+
+    Only for pictures that are looked at from afar (tissue, overview): one broken tile must not cost
+    the slide. Patches are never read this way.
+    """
+    try:
+        return slide.read(level, x, y, width, height)
+    except PatchError:
+        if max(width, height) <= SMALLEST_DAMAGE_PX:
+            return np.full((height, width, 3), slide.metadata.background, np.uint8)
+    if width >= height:
+        half = width // 2
+        left = read_around_damage(slide, level, x, y, half, height)
+        right = read_around_damage(slide, level, x + half, y, width - half, height)
+        return np.concatenate([left, right], axis=1)
+    half = height // 2
+    upper = read_around_damage(slide, level, x, y, width, half)
+    lower = read_around_damage(slide, level, x, y + half, width, height - half)
+    return np.concatenate([upper, lower], axis=0)
 
 
 def box_means(

@@ -68,7 +68,7 @@ def read_slides(spec: str | Path, *, slide_mpp: float | None = None) -> Iterator
     if slide_mpp is not None and (problem := _mpp_problem(slide_mpp)):
         raise ConfigError(f"--slide-mpp: {problem}")
     kind = Path(text).suffix.lower()
-    if kind in _OTHER_TABLES:
+    if kind in _OTHER_TABLES and objects.exists(text):
         raise ConfigError(f"{text}: {kind} is not read. Save the manifest as .csv or .parquet.")
     if kind in _MANIFESTS:
         entries = _manifest_entries(_absolute(text), _MANIFESTS[kind], slide_mpp)
@@ -170,7 +170,7 @@ def _parse_mpp(cell: str | None, slide_mpp: float | None) -> tuple[float | None,
         mpp = float(cell)
     except ValueError:
         return None, f"mpp {cell!r} is not a number. Write it like 0.25"
-    return (None, None) if math.isnan(mpp) else (mpp, _mpp_problem(mpp))
+    return (slide_mpp, None) if math.isnan(mpp) else (mpp, _mpp_problem(mpp))
 
 
 def _mpp_problem(mpp: float) -> str | None:
@@ -188,7 +188,7 @@ def _resolve(folder: str, path: str) -> str:
     """The address of a manifest's path, `..` worked out."""
     if "://" in path:
         return path
-    if objects.is_local(folder):
+    if path.startswith("/") or objects.is_local(folder):
         return os.path.normpath(os.path.join(folder, path))
     return "s3:/" + posixpath.normpath(posixpath.join(folder.removeprefix("s3:/"), path))
 
@@ -201,11 +201,8 @@ def _common_folder(uris: Iterator[str]) -> str:
         if common is None:
             common = steps
         elif steps[: len(common)] != common:
-            pairs = zip(common, steps, strict=False)
-            same = next(
-                (n for n, (a, b) in enumerate(pairs) if a != b), min(len(common), len(steps))
-            )
-            common = common[:same]
+            same = [a == b for a, b in zip(common, steps, strict=False)]
+            common = common[: [*same, False].index(False)]
     return "/".join([*common, ""]) if common else ""
 
 

@@ -18,9 +18,13 @@ _BATCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row; empty cells are None. `problem`: the row itself is malformed."""
+    """One row as text.
 
-    label: str  # where it is, for messages
+    label: where it is, for messages. slide_id: None where there is no such column, empty where the
+    cell is; other empty cells are None. problem: the row itself is malformed.
+    """
+
+    label: str
     path: str | None = None
     slide_id: str | None = None
     mpp: str | None = None
@@ -38,9 +42,10 @@ def csv_rows(uri: str) -> Iterator[Row]:
                 if cells:
                     yield _csv_row(cells, places, f"line {reader.line_num}")
         except UnicodeDecodeError as error:
+            byte = error.object[error.start]
             raise ManifestError(
-                f"{uri}: not UTF-8 after line {reader.line_num} (byte {error.object[error.start]:#x}"
-                "). Save it as 'CSV UTF-8'."
+                f"{uri}: expected UTF-8, got byte {byte:#x} after line {reader.line_num}. "
+                "Save it as 'CSV UTF-8'."
             ) from error
         except csv.Error as error:
             raise ManifestError(
@@ -53,21 +58,18 @@ def parquet_rows(uri: str) -> Iterator[Row]:
     with _open(uri) as raw:
         try:
             file = pq.ParquetFile(raw)
-            names = file.schema_arrow.names
-            places = _places(names, uri)
+            header = file.schema_arrow.names
+            places = _places(header, uri)
+            names = {header[place]: name for name, place in places.items()}
             number = 0
-            for batch in file.iter_batches(
-                _BATCH_ROWS, columns=[names[n] for n in places.values()]
-            ):
-                columns = {name: batch.column(names[n]).to_pylist() for name, n in places.items()}
-                for cells in zip(*columns.values(), strict=True):
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(names)):
+                for cells in batch.rename_columns(
+                    [names[n] for n in batch.schema.names]
+                ).to_pylist():
                     number += 1
-                    texts = map(_text, cells)
-                    yield Row(label=f"row {number}", **dict(zip(columns, texts, strict=True)))
+                    yield _parquet_row(cells, f"row {number}")
         except pa.ArrowException as error:
-            raise ManifestError(
-                f"{uri}: cannot be read as Parquet: {error}. Write it anew."
-            ) from error
+            raise ManifestError(f"{uri}: expected Parquet, got {error}. Write it anew.") from error
 
 
 def _open(uri: str) -> Any:
@@ -93,11 +95,21 @@ def _places(header: Sequence[str], uri: str) -> dict[str, int]:
 
 
 def _csv_row(cells: Sequence[str], places: Mapping[str, int], label: str) -> Row:
-    known = {name: cells[n] or None for name, n in places.items() if n < len(cells)}
-    last = max(places.values())
-    if len(cells) <= last and len(cells) <= places["path"]:
-        return Row(label=label, **known, problem=f"{label} has {len(cells)} cells, too few")
-    return Row(label=label, **known)
+    if len(cells) <= max(places.values()):
+        return Row(label=label, problem=f"{label} has {len(cells)} cells, too few")
+    known = {name: cells[place] or None for name, place in places.items()}
+    return _row(label, known)
+
+
+def _parquet_row(cells: Mapping[str, Any], label: str) -> Row:
+    return _row(label, {name: _text(cell) for name, cell in cells.items()})
+
+
+def _row(label: str, cells: dict[str, str | None]) -> Row:
+    """An empty cell is None, but for an id: where the column is, the id is meant to be there."""
+    if "slide_id" in cells:
+        cells["slide_id"] = cells["slide_id"] or ""
+    return Row(label=label, **cells)
 
 
 def _text(cell: Any) -> str | None:

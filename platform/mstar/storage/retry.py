@@ -57,7 +57,8 @@ _PASSING_CODES = frozenset(
 # By name along the class hierarchy, so that this module needs none of the client libraries.
 _PASSING_CLASSES = frozenset(
     {
-        "HTTPClientError",  # botocore: connection refused, closed, timed out, proxy trouble
+        "HTTPClientError",  # botocore: connection closed, timed out, proxy trouble
+        "ConnectionError/botocore",  # refused, no such host (yet)
         "ResponseParserError",  # botocore: an answer cut off in the middle of its XML
         "IncompleteReadError",
         "ClientError/aiohttp",  # connection reset, payload cut

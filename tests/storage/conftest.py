@@ -1,0 +1,43 @@
+"""Fixtures of the storage tests: every property must hold on a disk and on a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.s3 import CountingProxy, make_bucket, s3_environment
+
+from mstar.storage import retry
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """A folder of a test's own in a bucket."""
+    return f"{make_bucket('mstar-storage')}/{secrets.token_hex(6)}"
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder on each kind of storage."""
+    if request.param == "disk":
+        return str(tmp_path / "root")
+    return str(request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+def proxy(s3_server: str) -> Iterator[CountingProxy]:
+    """The S3 server through a proxy that counts and fails on request."""
+    with CountingProxy(s3_server) as proxy, s3_environment(proxy.endpoint):
+        assert os.environ["AWS_ENDPOINT_URL"] == proxy.endpoint
+        yield proxy
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Retries follow at once; collects how long they would have waited."""
+    waits: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    return waits
