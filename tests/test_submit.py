@@ -2,9 +2,11 @@
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,35 +26,44 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """The dashboard of a `ray start --head`, and the environment that may submit to it."""
-    port, dashboard, client = free_ports(3)
+    ports = free_ports(6)
     environment = {name: v for name, v in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    temp = tmp_path_factory.mktemp("r")
-    command = [RAY, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2"]
-    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
-    command += ["--node-ip-address", "127.0.0.1", "--ray-client-server-port", str(client)]
-    command += ["--object-store-memory", "100000000"]
-    log = (temp / "head.log").open("wb")
+    log_path = tmp_path_factory.mktemp("head") / "head.log"
+    # Every port its own, for other Rays may run here; a short folder of its own, for the paths of
+    # sockets are limited, and so that no later `ray.init()` of anyone finds this cluster.
+    flags = ("port", "dashboard-port", "ray-client-server-port", "metrics-export-port")
+    flags += ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    command = [RAY, "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", temp]
+    command += [f"--{flag}={port}" for flag, port in zip(flags, ports, strict=True)]
+    command += ["--dashboard-host", "127.0.0.1", "--node-ip-address", "127.0.0.1"]
+    command += ["--object-store-memory", "100000000", "--disable-usage-stats"]
+    log = log_path.open("wb")
     server = subprocess.Popen(
         command, env=environment, stdout=log, stderr=log, start_new_session=True
     )
-    address = f"http://127.0.0.1:{dashboard}"
+    address = f"http://127.0.0.1:{ports[1]}"
     try:
-        wait_until_ready(address, environment, server, temp / "head.log")
+        wait_until_ready(address, environment, server, log_path)
         yield address, environment
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # the session that was started here, and only that
         server.wait(timeout=60)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def wait_until_ready(
     address: str, environment: dict[str, str], server: subprocess.Popen[bytes], log: Path
 ) -> None:
+    """Until a job is taken: the dashboard answers some seconds before its agent does."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()
         asked = subprocess.run(
-            [RAY, "job", "list", "--address", address], env=environment, capture_output=True
+            [RAY, "job", "submit", "--no-wait", "--address", address, "--", "true"],
+            env=environment,
+            capture_output=True,
         )
         if asked.returncode == 0:
             return

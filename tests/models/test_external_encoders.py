@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mstar.errors import ConfigError
+from mstar.models import patch_encoders
 from mstar.models.encoder_table import find_encoder
 from mstar.models.patch_encoders import load_encoder, prepare_weights
 
@@ -118,3 +119,16 @@ def test_what_is_not_the_contract_is_refused(module: Path, function: str, says: 
 def test_a_module_that_is_not_there_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"cannot import no_such_module.*PYTHONPATH"):
         find_encoder("no_such_module:encoder")
+
+
+def test_the_documented_example_gives_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "platform" / "docs" / "encoders.md").read_text()
+    example = next(b for b in text.split("```python\n")[1:] if b.startswith('"""my_encoders.py'))
+    (tmp_path / "my_documented_encoders.py").write_text(example.split("```")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = find_encoder("my_documented_encoders:virchow2")
+    skeleton = patch_encoders._skeleton(spec)
+    assert sum(p.numel() for p in skeleton.parameters()) == 631_239_424  # "631 M", its model card
+    patch_encoders._check_dim(spec, skeleton)

@@ -60,7 +60,7 @@ def test_a_slide_without_tissue_is_pale_and_undrawn() -> None:
 
 def test_a_tiny_slide_is_not_enlarged() -> None:
     slide = plain_slide(90, 31, color=PINK)
-    tissue = find_tissue(slide, TissueConfig(a_t=0))
+    tissue = find_tissue(slide, TissueConfig(a_t=0.0))
     picture = draw_overview(slide, tissue, make_grid("s1", slide, 0.5, tissue))
     assert picture.size == (90, 31)
 

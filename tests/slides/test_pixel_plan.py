@@ -155,7 +155,7 @@ def test_magnification_table(mpp: float, expected: float) -> None:
 def test_pixels_are_not_enlarged_much(mode: str) -> None:
     with pytest.raises(MppError, match=r"slide s1: 1 µm per pixel is 2 times coarser"):
         planned(1.0, grid_mode=mode)
-    assert planned(1.0, grid_mode=mode, max_upsampling=2).read_px >= 1
+    assert planned(1.0, grid_mode=mode, max_upsampling=2.0).read_px >= 1
 
 
 def test_trident_ends_at_5x() -> None:
@@ -165,4 +165,4 @@ def test_trident_ends_at_5x() -> None:
 
 def test_patches_that_would_not_move_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"s1.*overlap"):
-        planned(1.0, patch_px=8, overlap_px=7, max_upsampling=9)
+        planned(1.0, patch_px=8, overlap_px=7, max_upsampling=9.0)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mstar.errors import PatchError
 from mstar.slides.raster import BLOCK_PX, box_means, read_raster
 from support.fake_slide import FakeSlide, plain_slide
 
@@ -15,7 +16,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_a_pixel_is_the_mean_of_its_square() -> None:
     pixels = noise(4096 + 320, 2048 + 160)
-    raster = read_raster(FakeSlide(pixels), scale=16, max_px=4096)
+    raster = read_raster(FakeSlide(pixels), scale=16.0, max_px=4096)
     means = pixels.reshape(276, 16, 138, 16, 3).mean(axis=(1, 3))
     assert raster.scale == 16
     assert raster.origin_l0 == (0, 0)
@@ -46,14 +47,14 @@ def test_scale_is_near_the_one_asked_for_and_the_size_is_bounded(
 
 def test_a_slide_without_a_pyramid_is_read_in_blocks() -> None:
     slide = plain_slide(9000, 7000)
-    read_raster(slide, scale=32, max_px=4096)
+    read_raster(slide, scale=32.0, max_px=4096)
     assert max(max(width, height) for *_, width, height in slide.reads) <= BLOCK_PX
     assert sum(width * height for *_, width, height in slide.reads) < 1.02 * 9000 * 7000
 
 
 def test_only_the_scanned_area_is_read() -> None:
     slide = plain_slide(9000, 7000, bounds_l0=(4000, 3000, 1000, 800), downsamples=(1.0, 4.0))
-    raster = read_raster(slide, scale=16, max_px=4096)
+    raster = read_raster(slide, scale=16.0, max_px=4096)
     assert raster.size_px == (63, 50)
     assert raster.origin_l0 == (4000, 3000)
     for level, x, y, width, height in slide.reads:
@@ -68,11 +69,25 @@ def test_every_pyramid_gives_the_same_picture_of_smooth_content() -> None:
     y, x = np.mgrid[0:1600, 0:1600] / 1600
     pixels = np.stack([200 * x, 200 * y, 100 * (x + y)], axis=2).astype(np.uint8)
     pictures = [
-        read_raster(FakeSlide(pixels, downsamples=ds), scale=16, max_px=4096).pixels.astype(int)
+        read_raster(FakeSlide(pixels, downsamples=ds), scale=16.0, max_px=4096).pixels.astype(int)
         for ds in ((1.0,), (1.0, 4.0), (1.0, 4.0, 16.0))
     ]
     for other in pictures[1:]:
         assert np.abs(pictures[0] - other).max() <= 2
+
+
+def test_what_cannot_be_decoded_is_background_and_costs_no_more() -> None:
+    class Broken(FakeSlide):
+        def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+            if x < 640 and x + width > 512 and y < 384 and y + height > 256:
+                raise PatchError("tile cannot be decoded")
+            return super().read(level, x, y, width, height)
+
+    pixels = np.full((1024, 1024, 3), 100, dtype=np.uint8)
+    raster = read_raster(Broken(pixels), scale=16.0, max_px=4096)
+    expected = np.full((64, 64, 3), 100)
+    expected[16:24, 32:40] = 255
+    assert np.array_equal(raster.pixels, expected)
 
 
 @given(

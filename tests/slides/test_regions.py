@@ -32,13 +32,13 @@ def test_points_are_inside_where_opencv_says(ring: list[tuple[int, int]]) -> Non
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_points_on_a_traced_ring_count_as_edge_says(seed: int) -> None:
-    blob = np.random.default_rng(seed).random((12, 12)) > 0.4
+    blob = np.random.default_rng(seed).random((8, 8)) > 0.4
     rings, _ = cv2.findContours(
         np.kron(blob, np.ones((2, 2))).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
     )
-    xs = ys = np.arange(0, 24, 0.5)
+    xs = ys = np.arange(0, 16, 0.5)
     for ring in rings:
         points = np.asarray(ring).reshape(-1, 2).astype(np.int64)
         if len(points) < 3:

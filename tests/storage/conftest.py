@@ -13,10 +13,15 @@ from support.s3 import CountingProxy, make_bucket, s3_environment
 from mstar.storage import retry
 
 
+@pytest.fixture(scope="session")
+def _whole_bucket(s3_server: str) -> str:
+    return make_bucket("mstar-storage")
+
+
 @pytest.fixture
-def bucket(s3_server: str) -> str:
+def bucket(_whole_bucket: str) -> str:
     """A folder of a test's own in a bucket."""
-    return f"{make_bucket('mstar-storage')}/{secrets.token_hex(6)}"
+    return f"{_whole_bucket}/{secrets.token_hex(6)}"
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -109,7 +109,7 @@ def test_put_file_copies(root: str, tmp_path: Path) -> None:
 
 
 def test_of_racing_processes_one_writes_each_name(root: str) -> None:
-    uris = [objects.join(root, f"race-{n}") for n in range(12)]
+    uris = [objects.join(root, f"race-{n}") for n in range(8)]
     barrier, wins = SPAWN.Barrier(2), SPAWN.Queue()
     children = [
         SPAWN.Process(target=write_race, args=(uris, content, barrier, wins))
@@ -126,7 +126,7 @@ def test_of_racing_processes_one_writes_each_name(root: str) -> None:
 def test_of_racing_threads_one_replaces(root: str) -> None:
     uri = objects.join(root, "x")
     with ThreadPoolExecutor(6) as pool:
-        for _ in range(5):
+        for _ in range(3):
             objects.write_whole(uri, b"old")
             tag = objects.read_tagged(uri)[1]
             wins = list(
@@ -148,7 +148,7 @@ def test_conditional_delete_spares_a_newer_file(root: str) -> None:
 
 
 def test_a_killed_writer_leaves_nothing_half_written(root: str) -> None:
-    uri, megabytes = objects.join(root, "x"), 8
+    uri, megabytes = objects.join(root, "x"), 4
     for _ in range(3):
         started = SPAWN.Event()
         child = SPAWN.Process(target=write_forever, args=(uri, started, megabytes))
@@ -213,11 +213,12 @@ def test_listing_does_not_mistake_a_prefix_for_a_folder(root: str) -> None:
     assert [info.rel for info in objects.list_files(root)] == ["run2/y"]
 
 
-def test_listing_pages_and_deletes_more_than_one_request_holds(
+def test_more_files_than_one_request_holds_are_listed_and_deleted(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "DELETE_AT_ONCE", 400)
-    names = [f"{n:04d}" for n in range(1100)]
+    monkeypatch.setattr(s3, "LIST_AT_ONCE", 40)
+    monkeypatch.setattr(s3, "DELETE_AT_ONCE", 30)
+    names = [f"{n:04d}" for n in range(100)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: objects.write_whole(objects.join(bucket, name), b""), names))
     assert [info.rel for info in objects.list_files(bucket)] == names

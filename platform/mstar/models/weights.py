@@ -15,11 +15,11 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from mstar.errors import WeightsError
 from mstar.models.encoder_spec import EncoderSpec
@@ -192,17 +192,17 @@ def _fetch_object(uri: str, cache: Path) -> ResolvedWeights:
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as folder:
         fetched = Path(folder) / PurePosixPath(uri).name
         with objects.open_read(uri) as source, fetched.open("wb") as target:
-            sha256 = _copy_hashed(source, target)
+            sha256 = _copy_hashed(source.read, target)
         kept = cache / sha256 / fetched.name
         kept.parent.mkdir(exist_ok=True)
         os.replace(fetched, kept)
     return ResolvedWeights(sha256=sha256, uri=uri, path=str(kept))
 
 
-def _copy_hashed(source: BinaryIO, target: BinaryIO) -> str:
+def _copy_hashed(read: Callable[[int], bytes], target: BufferedWriter) -> str:
     """Copy in blocks, so that memory does not grow with the file; return the hash."""
     digest = hashlib.sha256()
-    while block := source.read(_BLOCK_BYTES):
+    while block := read(_BLOCK_BYTES):
         digest.update(block)
         target.write(block)
     return digest.hexdigest()

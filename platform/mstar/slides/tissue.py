@@ -41,15 +41,15 @@ class TissueRules:
 PRESETS: dict[str, TissueRules] = {
     "tcga": TissueRules(
         sthresh=8, mthresh=7, close=4, use_otsu=True,
-        a_t=16, a_h=4, max_n_holes=8, white_thresh=5, black_thresh=50,
+        a_t=16.0, a_h=4.0, max_n_holes=8, white_thresh=5.0, black_thresh=50.0,
     ),
     "bcnb": TissueRules(
         sthresh=10, mthresh=7, close=4, use_otsu=False,
-        a_t=16, a_h=4, max_n_holes=8, white_thresh=5, black_thresh=50,
+        a_t=16.0, a_h=4.0, max_n_holes=8, white_thresh=5.0, black_thresh=50.0,
     ),
     "dhmc": TissueRules(
         sthresh=4, mthresh=6, close=4, use_otsu=False,
-        a_t=16, a_h=2, max_n_holes=8, white_thresh=5, black_thresh=50,
+        a_t=16.0, a_h=2.0, max_n_holes=8, white_thresh=5.0, black_thresh=50.0,
     ),
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ Result = TypeVar("Result")
 
 PART_BYTES = 32 << 20  # objects of two parts and more go up in parts
 PARTS_AT_ONCE = 3  # times PART_BYTES is the memory of one upload
+LIST_AT_ONCE = 1000  # the most that one answer may hold
 DELETE_AT_ONCE = 1000  # the most that one request may name
 READ_AHEAD_BYTES = 1 << 20
 UPLOAD_MARK = "mstar-upload"  # user metadata: which upload made the object
@@ -144,7 +145,9 @@ def walk(uri: str) -> Iterator[tuple[str, Head]]:
 
 
 async def _list_page(fs: Any, bucket: str, prefix: str, more: dict[str, str]) -> Any:
-    return await fs._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+    return await fs._call_s3(
+        "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=LIST_AT_ONCE, **more
+    )
 
 
 def split(uri: str) -> tuple[str, str]:
