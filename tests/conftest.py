@@ -55,6 +55,7 @@ def local_ray() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=200_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},  # for `support`
     )
     yield
     ray.shutdown()

@@ -1,5 +1,6 @@
 """The embedding job on Ray: the same bytes however it ran; one slide's trouble stays its own."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ from mstar.embed import job
 from mstar.embed.config import EmbedConfig
 from mstar.errors import StoreMismatchError
 from mstar.features.files import read_features
+from mstar.slides.tissue import TissueConfig
 from mstar.storage.ledger import FailureLedger
 from mstar.training.exit_codes import ExitCode
 from support.cohorts import leftovers, output_digests, quick_embed, ray_processes, write_cohort
@@ -254,3 +256,52 @@ def test_rows_are_the_grid_rows(slides: Path, tmp_path: Path, local_ray: None) -
         order = np.lexsort((stored.grid.coords[:, 0], stored.grid.coords[:, 1]))
         assert (order == np.arange(len(order))).all()
         assert stored.features.dtype == np.float32
+
+
+def test_the_run_is_in_mlflow(
+    slides: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Config, versions, rates, counts, failure table and contact sheet, read back by the client."""
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = tmp_path / "out"
+    assert job.run(quick_embed(slides, out, tracking=True)) == ExitCode.COMPLETE
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("embed")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["encoder"] == "vit_tiny"
+    assert run.data.params["settled.torch_threads"].isdigit()
+    assert run.data.tags["licence"] == "Apache-2.0"
+    assert run.data.metrics["slides_done"] == len(undisturbed)
+    assert run.data.metrics["patches"] > 0
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "contact_sheet.jpg", "failures.tsv", "summary.txt"} <= names
+    assert output_digests(out) == undisturbed
+
+
+def test_annotations_replace_the_found_tissue(
+    slides: Path, tmp_path: Path, local_ray: None
+) -> None:
+    """Contours drawn by hand decide where patches lie."""
+    name = sorted(slides.iterdir())[0].stem
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    square = [[0, 0], [1024, 0], [1024, 1024], [0, 1024], [0, 0]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [square]},
+        "properties": {"objectType": "annotation"},
+    }
+    (drawn / f"{name}.geojson").write_text(json.dumps(feature))
+    tissue = TissueConfig(white_thresh=0, black_thresh=0)
+    config = quick_embed(
+        slides / f"{name}.svs", tmp_path / "out", annotations=str(drawn), tissue=tissue
+    )
+    assert job.run(config) == ExitCode.COMPLETE
+    (path,) = Path(config.out).rglob("*.h5")
+    coords = read_features(path).grid.coords
+    expected = [[256 * column, 256 * row] for row in range(4) for column in range(4)]
+    assert coords.tolist() == expected

@@ -87,17 +87,18 @@ def hub() -> Iterator[str]:
     thread.join()
 
 
-def resolve_in_fresh_process(weights: str, home: Path, **environment: str) -> str:
-    """What `resolve` gives or says, in a process whose hub is set by its environment."""
+def resolve_in_fresh_process(home: Path, *weights: str, **environment: str) -> str:
+    """What `resolve` gives or says of each, in a process whose hub is set by its environment."""
     code = (
         "import logging; logging.basicConfig(level='WARNING')\n"
         "from mstar.errors import WeightsError\n"
         "from mstar.models.encoder_table import find_encoder\n"
         "from mstar.models.weights import resolve\n"
-        "try:\n"
-        f"    print(resolve({weights!r}, find_encoder('vit_tiny')))\n"
-        "except WeightsError as error:\n"
-        "    print('WeightsError', error)"
+        f"for weights in {weights!r}:\n"
+        "    try:\n"
+        "        print(resolve(weights, find_encoder('vit_tiny')))\n"
+        "    except WeightsError as error:\n"
+        "        print('WeightsError', error)"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     done = subprocess.run(
@@ -113,53 +114,53 @@ def resolve_in_fresh_process(weights: str, home: Path, **environment: str) -> st
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("repo", "file"), [("lab/usual", "pytorch_model.bin"), ("lab/odd", "odd.pth")]
-)
-def test_weights_are_downloaded_pinned_and_kept_for_offline(
-    hub: str, tmp_path: Path, repo: str, file: str
-) -> None:
-    online = resolve_in_fresh_process(f"hf-hub:{repo}", tmp_path, HF_ENDPOINT=hub)
-    assert hashlib.sha256(CONTENT).hexdigest() in online
-    assert f"uri='hf-hub:{repo}@{COMMIT}'" in online
-    assert file in online
-    assert f"looking up hf-hub:{repo} on the model hub" in online  # never by surprise
+def test_weights_are_downloaded_pinned_and_kept_for_offline(hub: str, tmp_path: Path) -> None:
+    files = {"lab/usual": "pytorch_model.bin", "lab/odd": "odd.pth"}
+    weights = [f"hf-hub:{repo}" for repo in files]
+    online = resolve_in_fresh_process(tmp_path, *weights, HF_ENDPOINT=hub)
+    assert online.count(hashlib.sha256(CONTENT).hexdigest()) == 2
+    for repo, file in files.items():
+        assert f"uri='hf-hub:{repo}@{COMMIT}'" in online
+        assert f"{COMMIT}/{file}" in online
+        assert f"looking up hf-hub:{repo} on the model hub" in online  # never by surprise
 
-    offline = resolve_in_fresh_process(f"hf-hub:{repo}", tmp_path, HF_HUB_OFFLINE="1")
-    assert hashlib.sha256(CONTENT).hexdigest() in offline
-    pinned = f"hf-hub:{repo}@{COMMIT}"
-    assert pinned in resolve_in_fresh_process(pinned, tmp_path, HF_HUB_OFFLINE="1")
+    pinned = [f"{uri}@{COMMIT}" for uri in weights]
+    offline = resolve_in_fresh_process(tmp_path, *weights, *pinned, HF_HUB_OFFLINE="1")
+    assert offline.count(hashlib.sha256(CONTENT).hexdigest()) == 4
 
 
 def test_the_token_is_sent_and_never_shown(hub: str, tmp_path: Path) -> None:
     FakeHub.tokens.clear()
-    resolve_in_fresh_process("hf-hub:lab/usual", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="secret-7")
+    resolve_in_fresh_process(tmp_path, "hf-hub:lab/usual", HF_ENDPOINT=hub, HF_TOKEN="secret-7")
     assert "Bearer secret-7" in FakeHub.tokens
 
 
+def test_what_cannot_be_had_says_what_to_do(hub: str, tmp_path: Path) -> None:
+    advice = {
+        "hf-hub:lab/gated": "Accept the terms at https://huggingface.co/lab/gated",
+        "hf-hub:lab/nowhere": "no such model or revision",
+        "hf-hub:not a name": "no such model or revision",
+        "hf-hub:lab/two": "Name one file of: a.pth, b.pth",
+    }
+    said = resolve_in_fresh_process(tmp_path, *advice, HF_ENDPOINT=hub, HF_TOKEN="secret-7")
+    errors = [line for line in said.splitlines() if line.startswith("WeightsError")]
+    assert len(errors) == len(advice)
+    for error, (weights, says) in zip(errors, advice.items(), strict=True):
+        assert error.startswith(f"WeightsError {weights}: ")
+        assert says in error
+
+
 @pytest.mark.parametrize(
-    ("weights", "says"),
+    "environment",
     [
-        ("hf-hub:lab/gated", "Accept the terms at https://huggingface.co/lab/gated"),
-        ("hf-hub:lab/nowhere", "no such model or revision"),
-        ("hf-hub:not a name", "no such model or revision"),
-        ("hf-hub:lab/two", "Name one file of: a.pth, b.pth"),
+        {"HF_HUB_OFFLINE": "1"},
+        # the hub's library tries for some 20 s before it gives up
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
     ],
-)
-def test_what_cannot_be_had_says_what_to_do(
-    hub: str, tmp_path: Path, weights: str, says: str
-) -> None:
-    said = resolve_in_fresh_process(weights, tmp_path, HF_ENDPOINT=hub, HF_TOKEN="secret-7")
-    assert f"WeightsError {weights}" in said
-    assert says in said
-
-
-@pytest.mark.parametrize(
-    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
 )
 def test_without_a_network_the_message_says_how_to_bring_the_file(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    said = resolve_in_fresh_process("hf-hub:lab/usual", tmp_path, **environment)
+    said = resolve_in_fresh_process(tmp_path, "hf-hub:lab/usual", **environment)
     assert "WeightsError hf-hub:lab/usual: the hub cannot be reached" in said
     assert "--weights /path or s3://bucket/file" in said

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.s3 import CountingProxy, make_bucket, s3_environment
 
 from mstar.storage import retry
+from support.s3 import CountingProxy, make_bucket, s3_environment
 
 
 @pytest.fixture(scope="session")

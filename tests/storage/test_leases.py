@@ -10,12 +10,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.s3 import CountingProxy, Fault
-from support.storage_children import hold_lease, lease_race
 
 from mstar.storage import leases, objects, processes
 from mstar.storage.leases import LeaseBoard
 from mstar.storage.processes import is_known_dead, this_process
+from support.s3 import CountingProxy, Fault
+from support.storage_children import hold_lease, lease_race
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -12,11 +12,11 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from support.s3 import CountingProxy, Fault, s3_environment
-from support.storage_children import read_in_fork, write_forever, write_race
 
 from mstar.errors import ConfigError, StorageError
 from mstar.storage import local, objects, retry, s3
+from support.s3 import CountingProxy, Fault, s3_environment
+from support.storage_children import read_in_fork, write_forever, write_race
 
 SPAWN = multiprocessing.get_context("spawn")
 ODD_NAMES = ["a b", "ünïcode-切片", "100%25", "plus+and&", "#hash?x=1", "it's", "deep/er/name.h5"]

@@ -45,12 +45,13 @@ def output_digests(out: Path) -> dict[str, str]:
 
 
 def leftovers(out: Path) -> list[str]:
-    """Files that should be gone once a job is complete: parts, claims, attempts, plans, temps."""
-    return [
-        str(path.relative_to(out))
-        for path in out.rglob("*")
-        if path.is_file() and (path.is_relative_to(out / "_state") or path.name.startswith("."))
-    ]
+    """Files that should be gone once a job is complete: parts, claims, attempts, temporary files.
+
+    The plan of a killed driver stays for a day, since a live run may still read it.
+    """
+    state = [*out.glob("_state/*/**/*"), *out.rglob(".*")]
+    files = [path.relative_to(out) for path in state if path.is_file()]
+    return [str(path) for path in files if path.parts[:2] != ("_state", "plans")]
 
 
 def ray_processes(actor_class: str) -> list[int]:

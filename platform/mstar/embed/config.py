@@ -10,6 +10,7 @@ from mstar.slides.grid import GridConfig
 from mstar.slides.tissue import TissueConfig
 from mstar.training.exit_codes import check_max_failures
 
+AnnotationOrigin = Literal["level0", "bounds"]
 MissingMpp = Literal["error", "skip", "from-objective"]
 
 
@@ -32,8 +33,7 @@ class RunConfig:
     torch_threads: int = 0
     """CPU threads of the encoder in a worker; 0 = as many as its CPUs. Recorded with the run."""
     bundle_batches: int = 48
-    """Encoder batches a work item is worth (32-64 is good); larger slides are split at this size.
-    Encoder batches a work item is worth (32-64 is good); larger slides are split at this size."""
+    """Encoder batches a work item is worth (32-64 is good); larger slides are cut at this size."""
     max_failures: str = "0"
     """Slides that may fail before the exit code says so: a count (5) or a share (1%)."""
     retry_failed: bool = False
@@ -63,8 +63,7 @@ class GridJobConfig:
     """Slides: a file, folder, glob, s3:// prefix, or manifest .csv/.parquet (path, slide_id?, mpp?,
     case_id?)."""
     out: str
-    """Folder for grids (<slide_id>.h5), overviews (.jpg) and contours (.geojson); local or s3://.
-    Folder for grids (<slide_id>.h5), overviews (.jpg) and contours (.geojson); local or s3://."""
+    """Folder for grids (<slide_id>.h5), overviews (.jpg) and contours (.geojson); local or s3://."""
     slide_mpp: float | None = None
     """Microns per pixel at level 0 of slides that do not state it."""
     missing_mpp: MissingMpp = "error"
@@ -73,6 +72,9 @@ class GridJobConfig:
     annotations: str | None = None
     """Folder of GeoJSON files (<slide_id>.geojson, e.g. edited in QuPath) used instead of the found
     tissue."""
+    annotation_origin: AnnotationOrigin = "level0"
+    """Where annotations count from: level0 = the slide's corner, bounds = the corner of what was
+    scanned, as QuPath does for MRXS and others that it crops."""
     grid: Annotated[GridConfig, tyro.conf.arg(name="")] = field(default_factory=GridConfig)
     tissue: TissueConfig = field(default_factory=TissueConfig)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -102,6 +104,9 @@ class EmbedConfig:
     magnification."""
     annotations: str | None = None
     """Folder of GeoJSON files (<slide_id>.geojson) used instead of the found tissue."""
+    annotation_origin: AnnotationOrigin = "level0"
+    """Where annotations count from: level0 = the slide's corner, bounds = the corner of what was
+    scanned, as QuPath does for MRXS and others that it crops."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type of the stored features."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -128,6 +133,7 @@ def grid_settings(config: GridJobConfig | EmbedConfig) -> dict[str, object]:
         "slide_mpp": config.slide_mpp,
         "missing_mpp": config.missing_mpp,
         "annotations": config.annotations,
+        "annotation_origin": config.annotation_origin,
     }
 
 

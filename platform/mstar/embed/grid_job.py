@@ -11,14 +11,14 @@ from mstar.embed.overviews import log_overviews
 from mstar.embed.pipeline import PoolShape, run_bundles
 from mstar.embed.plan import BYTES_PER_PATCH, Bundle
 from mstar.embed.results import Tally
-from mstar.embed.running import STALE_S, job_run, print_dry_run
+from mstar.embed.running import collect_leftovers, job_run, print_dry_run
 from mstar.errors import SkippedSlideError
 from mstar.features.store import GridStore
 from mstar.schema import SlideRef
 from mstar.slides.geojson import write_regions
 from mstar.slides.reader import open_slide
 from mstar.storage.cache import SlideCache, default_cache_dir
-from mstar.storage.objects import collect_stale_temps, join
+from mstar.storage.objects import join
 from mstar.training.cluster import ClusterShape, ray_session
 
 SLIDES_PER_BUNDLE_BYTES = 4_000_000_000  # a few large slides a bundle: some seconds of work
@@ -33,7 +33,7 @@ def run(config: GridJobConfig) -> int:
         job_run("grid", config, num_nodes=cluster.num_nodes) as job,
     ):
         store = GridStore.open_or_create(config.out, grid_settings(config))
-        collect_stale_temps(config.out, older_than_s=STALE_S)
+        collect_leftovers(config.out)
         code = job.go(
             target_patches=SLIDES_PER_BUNDLE_BYTES // BYTES_PER_PATCH,
             done_ids=store.done_ids,

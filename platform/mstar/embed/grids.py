@@ -77,7 +77,10 @@ def _tissue(
     if config.annotations is not None:
         uri = join(config.annotations, f"{slide.slide_id}.geojson")
         if exists(uri):
-            return tissue_from_regions(opened, read_regions(uri), config.tissue, mpp=mpp)
+            in_bounds = config.annotation_origin == "bounds"
+            offset_l0 = opened.metadata.bounds_l0[:2] if in_bounds else (0, 0)
+            regions = read_regions(uri, offset_l0=offset_l0)
+            return tissue_from_regions(opened, regions, config.tissue, mpp=mpp)
     return find_tissue(opened, config.tissue, mpp=mpp)
 
 

@@ -16,11 +16,11 @@ from mstar.embed.overviews import log_overviews
 from mstar.embed.pipeline import PoolShape, run_bundles
 from mstar.embed.readers import fetched_by, start_readers
 from mstar.embed.results import Tally
-from mstar.embed.running import STALE_S, job_run, print_dry_run
+from mstar.embed.running import collect_leftovers, job_run, print_dry_run
 from mstar.features.store import FeatureStore
 from mstar.models.encoder_table import find_encoder
 from mstar.models.patch_encoders import prepare_weights
-from mstar.storage.objects import collect_stale_temps, join
+from mstar.storage.objects import join
 from mstar.training.cluster import ClusterShape, ray_session
 
 GPU_BATCH, CPU_BATCH = 256, 32
@@ -39,7 +39,7 @@ def run(config: EmbedConfig) -> int:
     ):
         plan = settle(config, run_id=job.run_id, weights=weights, cluster=cluster)
         store = FeatureStore.open_or_create(config.out, store_identity(plan, spec))
-        collect_stale_temps(config.out, older_than_s=STALE_S)
+        collect_leftovers(config.out)
         store.collect_stale(is_done=store.has, grid_of=lambda slide_id: None)
         job.tracker.set_tags(
             {

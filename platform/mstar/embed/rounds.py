@@ -14,10 +14,11 @@ from mstar.embed.pending import Cohort, Standing
 from mstar.embed.plan import bundles, write_plan
 from mstar.embed.results import Tally
 from mstar.errors import MstarError
-from mstar.storage.objects import delete, join, put_file
+from mstar.storage.objects import delete, join, list_files, put_file
 from mstar.training.progress import ProgressReporter
 
 WAIT_FOR_OTHERS_S = 2.0
+PLANS = "_state/plans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Rounds:
 
     def _plan(self, number: int, standing: Standing) -> tuple[str, int]:
         """Write the plan of a round where every node can read it."""
-        uri = join(self.out, f"_state/plans/{self.run_id}-{number}.parquet")
+        uri = join(self.out, PLANS, f"{int(time.time())}-{self.run_id}-{number}.parquet")
         pending = self.cohort.pending(set(self.done_ids()), standing)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "plan.parquet"
@@ -79,3 +80,11 @@ class Rounds:
             )
         if this.elsewhere and not settled:
             time.sleep(WAIT_FOR_OTHERS_S)
+
+
+def collect_stale_plans(out: str, *, older_than_s: float) -> None:
+    """Remove the plans that killed drivers left; they carry the second they were written in."""
+    for file in list(list_files(join(out, PLANS), suffix=".parquet")):
+        written_s = file.rel.partition("-")[0]
+        if written_s.isdigit() and time.time() - int(written_s) > older_than_s:
+            delete(file.uri)

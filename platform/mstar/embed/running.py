@@ -14,11 +14,11 @@ from mstar.embed.pending import Cohort, Standing
 from mstar.embed.plan import estimated_patches
 from mstar.embed.report import final_metrics, summary
 from mstar.embed.results import Tally
-from mstar.embed.rounds import Rounds
+from mstar.embed.rounds import Rounds, collect_stale_plans
 from mstar.errors import InterruptedRunError
 from mstar.features.store import FeatureStore, GridStore
 from mstar.storage.ledger import FailureLedger
-from mstar.storage.objects import exists, join
+from mstar.storage.objects import collect_stale_temps, exists, join
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.interrupts import stop_on_sigterm
 from mstar.training.progress import ProgressReporter
@@ -111,6 +111,12 @@ def job_run(name: str, config: Config, *, num_nodes: int = 1) -> Iterator[JobRun
         raise
     finally:
         print(f"  tracking  {tracker.finish(status)}", flush=True)
+
+
+def collect_leftovers(out: str) -> None:
+    """Remove what killed runs left behind a day ago or more."""
+    collect_stale_temps(out, older_than_s=STALE_S)
+    collect_stale_plans(out, older_than_s=STALE_S)
 
 
 def cohort_of(config: Config, ledger: FailureLedger, run_id: str) -> Cohort:

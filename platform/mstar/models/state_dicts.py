@@ -9,6 +9,7 @@ classifier); and the counters `num_batches_tracked` that old files lack and eval
 import hashlib
 import math
 import pickle
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
 PREFIXES = ("module.", "model.", "backbone.", "module.model.", "module.backbone.")
 _SHOWN = 3  # keys named in an error, of each kind
+
+_DRAWING = threading.Lock()  # torch's seeded generator is one for all threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,7 @@ def draw_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     whose uniform bits are the same everywhere (torch's normal draws are not promised to be).
     Vectors (norms, biases) keep what the model's own, seeded, construction gave them.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
     with torch.no_grad():

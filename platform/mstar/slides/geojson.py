@@ -1,9 +1,9 @@
 """Regions to and from GeoJSON as QuPath writes it.
 
-Coordinates are level-0 pixels, y down. QuPath crops a slide to its scanned area when it opens it
-through OpenSlide with "crop to bounds" (MRXS, some NDPI and SVS): its origin is then the upper left
-corner of `bounds_l0`. Give that corner as `offset_l0` to write for, or read from, a cropped view;
-the default (0, 0) is for an uncropped one.
+Coordinates are level-0 pixels, y down. QuPath crops a slide that states a scanned area (MRXS and
+some others) to it when it opens it through OpenSlide: its origin is then the upper left corner of
+`bounds_l0`. Give that corner as `offset_l0` to write for, or read from, a cropped view; the default
+(0, 0) is for an uncropped one.
 """
 
 import gzip
