@@ -41,8 +41,13 @@ def proxy(s3_server: str) -> Iterator[CountingProxy]:
 
 
 @pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Retries follow at once; collects how long they would have waited."""
-    waits: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", waits.append)
-    return waits
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Retries follow at once; collects which try each followed."""
+    tries: list[int] = []
+
+    def at_once(_: retry.RetryPolicy, tries_made: int) -> float:
+        tries.append(tries_made)
+        return 0.0
+
+    monkeypatch.setattr(retry.RetryPolicy, "wait_s", at_once)
+    return tries

@@ -72,7 +72,7 @@ def test_a_missing_bucket_is_not_an_empty_one(s3_server: str) -> None:
         lambda: objects.write_whole("s3://no-such-bucket/x", b""),
         lambda: list(objects.list_files("s3://no-such-bucket/x")),
     ):
-        with pytest.raises(StorageError, match="no-such-bucket.*Make the bucket"):
+        with pytest.raises(StorageError, match=r"no-such-bucket.*Make the bucket"):
             act()
 
 
@@ -286,7 +286,7 @@ def test_wrong_keys_are_not_retried(bucket: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("kind", ["503", "500", "cut"])
 def test_reads_outlast_passing_trouble(
-    bucket: str, proxy: CountingProxy, no_waiting: list[float], kind: str
+    bucket: str, proxy: CountingProxy, no_waiting: list[int], kind: str
 ) -> None:
     uri, data = objects.join(bucket, "x"), os.urandom(200_000)
     objects.write_whole(uri, data)
@@ -302,7 +302,7 @@ def test_reads_outlast_passing_trouble(
 
 
 def test_writes_outlast_passing_trouble(
-    bucket: str, proxy: CountingProxy, no_waiting: list[float]
+    bucket: str, proxy: CountingProxy, no_waiting: list[int]
 ) -> None:
     uri = objects.join(bucket, "x")
     proxy.inject(Fault(kind="503", method="PUT", times=2))
@@ -311,7 +311,7 @@ def test_writes_outlast_passing_trouble(
 
 
 def test_a_lost_answer_does_not_make_the_writer_a_loser(
-    bucket: str, proxy: CountingProxy, no_waiting: list[float]
+    bucket: str, proxy: CountingProxy, no_waiting: list[int]
 ) -> None:
     uri = objects.join(bucket, "x")
     for times in (1, 3):
@@ -322,7 +322,7 @@ def test_a_lost_answer_does_not_make_the_writer_a_loser(
 
 
 def test_lasting_trouble_ends_as_a_storage_error(
-    bucket: str, proxy: CountingProxy, no_waiting: list[float]
+    bucket: str, proxy: CountingProxy, no_waiting: list[int]
 ) -> None:
     uri = objects.join(bucket, "x")
     proxy.inject(Fault(kind="503", times=1000))
@@ -333,11 +333,11 @@ def test_lasting_trouble_ends_as_a_storage_error(
 
 
 def test_a_server_that_is_not_there_ends_as_a_storage_error(
-    no_waiting: list[float], s3_server: str
+    no_waiting: list[int], s3_server: str
 ) -> None:
     with (
         s3_environment("http://127.0.0.1:9"),
-        pytest.raises(StorageError, match="s3://bucket/x failed 7 times.*mstar doctor"),
+        pytest.raises(StorageError, match=r"s3://bucket/x failed 7 times.*mstar doctor"),
     ):
         objects.read_bytes("s3://bucket/x")
 

@@ -49,7 +49,7 @@ def csv_rows(uri: str) -> Iterator[Row]:
             ) from error
         except csv.Error as error:
             raise ManifestError(
-                f"{uri}: line {reader.line_num + 1} is not CSV: {error}. Check its quotes."
+                f"{uri}: line {reader.line_num} is not CSV: {error}. Check its quotes."
             ) from error
 
 

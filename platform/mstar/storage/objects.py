@@ -10,13 +10,13 @@ address, raised after the retries that could help. Nothing is ever visible half-
 """
 
 import errno
+import io
 import os
 import stat as stat_bits
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from mstar.errors import ConfigError, StorageError
@@ -156,6 +156,8 @@ def delete_if(uri: str | Path, tag: str) -> bool:
 def stat(uri: str | Path) -> FileInfo | None:
     """What is known of one file without reading it; None when there is none (or a folder)."""
     text = str(uri)
+    if text.endswith("/"):  # some stores answer for folders
+        return None
     with _named_errors("asking for", uri):
         found = _stat_local(local_path(text)) if is_local(text) else s3.head(text)
     if found is None:
@@ -201,12 +203,12 @@ def list_files(root: str | Path, *, suffix: str = "") -> Iterator[FileInfo]:
                 yield info
 
 
-def open_read(uri: str | Path) -> BinaryIO:
+def open_read(uri: str | Path) -> io.BufferedReader:
     """The file opened for reading, seekable."""
     with _named_errors("opening", uri):
         if is_local(uri):
             return local_path(uri).open("rb")
-        return cast(BinaryIO, s3.open_read(str(uri)))
+        return s3.open_read(str(uri))
 
 
 def collect_stale_temps(root: str | Path, older_than_s: float) -> int:
