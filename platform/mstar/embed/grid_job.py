@@ -14,7 +14,7 @@ from mstar.embed.results import Tally
 from mstar.embed.running import collect_leftovers, job_run, print_dry_run
 from mstar.errors import SkippedSlideError
 from mstar.features.store import GridStore
-from mstar.schema import SlideRef
+from mstar.schema import Grid, SlideRef
 from mstar.slides.geojson import write_regions
 from mstar.slides.reader import open_slide
 from mstar.storage.cache import SlideCache, default_cache_dir
@@ -66,9 +66,11 @@ class GridWorker:
 
     def run(self, bundle: Bundle) -> Tally:
         """Make the grids of a bundle's slides; a slide's trouble is recorded, the others go on."""
-        tally = Tally()
+        tally, fetched = Tally(), self._cache.bytes_fetched
         for slide in bundle.slides:
             self._take(slide, tally)
+            tally.slide_bytes += slide.size_bytes or 0
+        tally.bytes_fetched = float(self._cache.bytes_fetched - fetched)
         return tally
 
     def _take(self, slide: SlideRef, tally: Tally) -> None:
@@ -82,7 +84,7 @@ class GridWorker:
 
     def _do(self, slide: SlideRef, tally: Tally) -> None:
         try:
-            tally.patches += self._make(slide)
+            grid = self._make(slide)
         except Exception as error:  # one slide's trouble stays that slide's
             self._custody.fail(slide, stage="grid", error=error)
             skipped = isinstance(error, SkippedSlideError)
@@ -91,8 +93,10 @@ class GridWorker:
         else:
             self._custody.finish(slide)
             tally.done += 1
+            tally.patches += len(grid)
+            tally.warned += "mpp_warning" in grid.provenance
 
-    def _make(self, slide: SlideRef) -> int:
+    def _make(self, slide: SlideRef) -> Grid:
         with ExitStack() as stack:
             opened = open_slide(stack.enter_context(self._cache.stage(slide.uri)))
             stack.callback(opened.close)
@@ -101,4 +105,4 @@ class GridWorker:
         contours = join(self._config.out, f"{slide.slide_id}.geojson")
         write_regions(contours, made.tissue.polygons, name=slide.slide_id)
         self._store.write(slide.slide_id, made.grid)  # last: it is what says done
-        return len(made.grid)
+        return made.grid

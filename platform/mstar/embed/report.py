@@ -21,8 +21,15 @@ def summary(
     ]
     if tally.encode_wait_s:
         lines.append(
-            f"  time      waiting for the encoder {tally.encode_wait_s:,.1f} s, for pixels "
-            f"{tally.input_wait_s:,.1f} s, fetched {tally.bytes_fetched / 1e6:,.1f} MB"
+            f"  waited    for the encoder {tally.encode_wait_s:,.1f} s, for pixels "
+            f"{tally.input_wait_s:,.1f} s"
+        )
+    if tally.bytes_fetched:
+        lines.append(f"  fetched   {tally.bytes_fetched / 1e6:,.1f} MB{_share(tally)}")
+    if tally.warned:
+        lines.append(
+            f"  doubtful  {tally.warned:,} slides whose mpp disagrees with what else they say; "
+            f"`mstar doctor --slides …` shows them"
         )
     lines.append(f"  output    {out}")
     if standing.reasons:
@@ -46,7 +53,15 @@ def final_metrics(standing: Standing, tally: Tally, *, elapsed_s: float) -> dict
         "encode_wait_s": tally.encode_wait_s,
         "input_wait_s": tally.input_wait_s,
         "bytes_fetched": tally.bytes_fetched,
+        "slide_bytes": float(tally.slide_bytes),
+        "slides_doubtful": float(tally.warned),
     }
+
+
+def _share(tally: Tally) -> str:
+    if not tally.slide_bytes:
+        return ""
+    return f", {tally.bytes_fetched / tally.slide_bytes:.2f} × the slides' size"
 
 
 def _verdict(standing: Standing) -> str:

@@ -18,6 +18,8 @@ class Tally:
     encode_wait_s: float = 0.0  # the packer waited for the encoder
     input_wait_s: float = 0.0  # the packer waited for pixels
     wall_s: float = 0.0
+    warned: int = 0  # slides whose resolution is doubtful
+    slide_bytes: int = 0  # size of the slides opened, where it is known
     bytes_fetched: float = 0.0  # from object storage, by the worker's node cache
 
     def add(self, other: "Tally") -> None:

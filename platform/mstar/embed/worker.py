@@ -155,6 +155,8 @@ class EmbedWorker:
         except Exception as error:  # one slide's trouble stays that slide's
             self._drop(slide, call, stage="open", error=error)
             return None
+        warned = "mpp_warning" in grid.provenance
+        call.count(slide_bytes=slide.size_bytes or 0, warned=warned)
         work = _Work(slide=slide, grid=grid, chunks=chunks, left=len(chunks))
         call.works[slide.slide_id] = work
         if not chunks:  # no tissue, or every part was there
