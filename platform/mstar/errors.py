@@ -11,6 +11,7 @@ MstarError
 ├── FeatureError           a grid or feature file is not what it should be
 │   └── StoreMismatchError a store already holds another configuration
 ├── WeightsError           encoder weights are missing, wrong or not what they claim
+├── WorkerError            the workers of a job failed, through no slide's fault
 └── InterruptedRunError    the run was told to stop; what is written stays valid
 
 A message says what is wrong, for which slide or address, what was expected and found, and the way
@@ -68,6 +69,12 @@ class StoreMismatchError(FeatureError):
 
 class WeightsError(MstarError):
     """Encoder weights are missing, wrong or not what they claim to be."""
+
+
+class WorkerError(MstarError):
+    """The workers of a job failed through no slide's fault: memory, GPU, node or a bug."""
+
+    transient: ClassVar[bool] = True
 
 
 class InterruptedRunError(MstarError):

@@ -16,7 +16,7 @@ from mstar.features.files import read_features
 from mstar.slides.tissue import TissueConfig
 from mstar.storage.ledger import FailureLedger
 from mstar.training.exit_codes import ExitCode
-from support.cohorts import leftovers, output_digests, quick_embed, ray_processes, write_cohort
+from support.cohorts import leftovers, output_digests, quick_embed, ray_processes
 from support.slides import (
     SlideSpec,
     write_non_image,
@@ -28,24 +28,6 @@ from support.slides import (
 )
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    slides: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> dict[str, str]:
-    """What one worker leaves when nobody disturbs it."""
-    out = tmp_path_factory.mktemp("undisturbed") / "features"
-    assert job.run(quick_embed(slides, out)) == ExitCode.COMPLETE
-    digests = output_digests(out)
-    assert len(digests) == len(list(slides.iterdir()))
-    assert leftovers(out) == []
-    return digests
 
 
 def test_results_do_not_depend_on_workers_bundles_chunks_or_readers(
@@ -243,7 +225,7 @@ def test_dry_run_writes_nothing(
 ) -> None:
     config = quick_embed(slides, tmp_path / "out", dry_run=True)
     assert job.run(config) == ExitCode.COMPLETE
-    assert "would do 5 of 5 slides" in capsys.readouterr().out
+    assert "would do 6 of 6 slides" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

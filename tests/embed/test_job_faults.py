@@ -13,27 +13,14 @@ from pathlib import Path
 import pytest
 
 from mstar.embed import job
+from mstar.errors import WorkerError
 from mstar.features.files import read_features
 from mstar.storage.ledger import FailureLedger
 from mstar.training.exit_codes import ExitCode
-from support.cohorts import leftovers, output_digests, quick_embed, ray_processes, write_cohort
+from support.cohorts import leftovers, output_digests, quick_embed, ray_processes
 from support.poison import poisoned_factory
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("cohort"), num_slides=6)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    slides: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("undisturbed") / "features"
-    assert job.run(quick_embed(slides, out)) == ExitCode.COMPLETE
-    return output_digests(out)
 
 
 def run_in_thread(config: job.EmbedConfig, codes: list[int]) -> threading.Thread:
@@ -166,3 +153,14 @@ def wait_for_death(out: Path, timeout_s: float = 60) -> None:
         assert time.monotonic() < deadline
         before = now
         time.sleep(2)
+
+
+def test_an_encoder_that_fails_ends_the_job_and_blames_no_slide(
+    slides: Path, tmp_path: Path, local_ray: None
+) -> None:
+    """One clear error with what the worker said; no slide is in the ledger, none is half done."""
+    config = quick_embed(slides, tmp_path / "out", encoder="support.broken_encoder:encoder")
+    with pytest.raises(WorkerError, match="illegal memory access"):
+        job.run(config)
+    assert not list(FailureLedger(f"{config.out}/failures").all())
+    assert output_digests(tmp_path / "out") == {}

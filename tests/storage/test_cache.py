@@ -18,6 +18,7 @@ from mstar.errors import SlideError, StorageError
 from mstar.storage import cache as cache_module
 from mstar.storage import objects, retry
 from mstar.storage.cache import SlideCache, default_cache_dir
+from mstar.storage.cache_folder import CacheFolder
 from support.s3 import CountingProxy, Fault
 from support.storage_children import stage_and_hang, stage_slide
 
@@ -208,7 +209,7 @@ def test_a_store_that_stays_away_leaves_nothing_behind(
     uri, data = put(bucket, "x.svs", 20 * BLOCK)
     cache = SlideCache(tmp_path, max_bytes=20 * BLOCK)
     proxy.inject(Fault(kind="503", times=10_000))
-    with pytest.raises(StorageError, match=r"failed 7 times"), cache.stage(uri):
+    with pytest.raises(StorageError, match=r"failed 9 times"), cache.stage(uri):
         pass
     assert entry_bytes(tmp_path) == 0
     proxy.reset()
@@ -256,6 +257,22 @@ def test_a_killed_fetch_is_never_visible_and_its_room_comes_back(
         assert list((tmp_path / "partial").iterdir()) == []
     with cache.stage(uri) as path:
         assert path.read_bytes() == data
+
+
+def test_a_lock_waited_for_on_a_removed_file_counts_for_nothing(tmp_path: Path) -> None:
+    folder = CacheFolder(tmp_path, max_bytes=100)
+    folder.make()
+    evictor = folder.lock("entry.1", shared=False)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(folder.lock, "entry.1", shared=False)
+        time.sleep(0.1)
+        (tmp_path / "locks" / "entry.1").unlink()  # as eviction does
+        newcomer = folder.lock("entry.1", shared=False)
+        os.close(evictor)
+        time.sleep(0.1)
+        assert not waiting.done(), "two would hold the lock"
+        os.close(newcomer)
+        os.close(waiting.result(timeout=10))
 
 
 def test_a_pin_ends_with_its_process(bucket: str, tmp_path: Path) -> None:

@@ -136,6 +136,26 @@ def test_of_racing_threads_one_replaces(root: str) -> None:
             assert objects.read_bytes(uri) == b"%d" % wins.index(True)
 
 
+@pytest.mark.parametrize("step", ["rename", "link"])
+def test_a_writer_stopped_half_way_through_replacing_wins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    uri = tmp_path / "x"
+    objects.write_whole(uri, b"old")
+    tag = objects.read_tagged(uri)[1]
+    act = getattr(os, step)
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        objects.write_whole(uri, b"another's")
+        act(source, target)
+
+    monkeypatch.setattr(local.os, step, late)
+    assert not objects.replace_if(uri, b"mine", tag)
+    assert objects.read_bytes(uri) == b"another's"
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_conditional_delete_spares_a_newer_file(root: str) -> None:
     uri = objects.join(root, "x")
     objects.write_whole(uri, b"old")
@@ -326,10 +346,10 @@ def test_lasting_trouble_ends_as_a_storage_error(
 ) -> None:
     uri = objects.join(bucket, "x")
     proxy.inject(Fault(kind="503", times=1000))
-    with pytest.raises(StorageError, match=rf"{uri} failed 7 times.*503 SlowDown") as caught:
+    with pytest.raises(StorageError, match=rf"{uri} failed 9 times.*503 SlowDown") as caught:
         objects.read_bytes(uri)
     assert caught.value.__cause__ is not None
-    assert len(no_waiting) == 6
+    assert len(no_waiting) == 8
 
 
 def test_a_server_that_is_not_there_ends_as_a_storage_error(
@@ -337,7 +357,7 @@ def test_a_server_that_is_not_there_ends_as_a_storage_error(
 ) -> None:
     with (
         s3_environment("http://127.0.0.1:9"),
-        pytest.raises(StorageError, match=r"s3://bucket/x failed 7 times.*mstar doctor"),
+        pytest.raises(StorageError, match=r"s3://bucket/x failed 9 times.*mstar doctor"),
     ):
         objects.read_bytes("s3://bucket/x")
 

@@ -12,9 +12,11 @@ from typing import Protocol
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from mstar.embed.plan import Bundle, read_bundle
 from mstar.embed.results import Tally, tally_from
+from mstar.errors import WorkerError
 
 CALLS_PER_ACTOR = 2  # the next bundle's first slide is staged and read while this one is encoded
 
@@ -68,9 +70,19 @@ def run_bundles(
         num_cpus=shape.num_cpus,
         num_gpus=shape.num_gpus,
     )
-    for block in tallies.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in block.to_pylist():
-            yield tally_from(row)
+    try:
+        for block in tallies.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in block.to_pylist():
+                yield tally_from(row)
+    except RayError as error:
+        raise WorkerError(
+            f"the workers could not go on; what is written stays, and a rerun goes on from there. "
+            f"What they said last:\n{_last_lines(error)}"
+        ) from error
+
+
+def _last_lines(error: RayError, count: int = 12) -> str:
+    return "\n".join(str(error).rstrip().splitlines()[-count:])
 
 
 def _configure() -> None:

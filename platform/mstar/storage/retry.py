@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class RetryPolicy:
     """How often and how long apart: `first_wait_s` doubled each time up to `longest_wait_s`."""
 
-    tries: int = 7
+    tries: int = 9
     first_wait_s: float = 0.25
     longest_wait_s: float = 20.0
 
