@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from mstar.embed.pending import Cohort, Standing
@@ -17,7 +18,7 @@ from mstar.errors import MstarError
 from mstar.storage.objects import delete, join, list_files, put_file
 from mstar.training.progress import ProgressReporter
 
-WAIT_FOR_OTHERS_S = 2.0
+WAIT_FOR_OTHERS_S, LONGEST_WAIT_S = 2.0, 60.0
 PLANS = "_state/plans"
 
 
@@ -37,14 +38,17 @@ class Rounds:
 
     def run(self, progress: ProgressReporter, total: Tally) -> Standing:
         """Run rounds until nothing is pending; adds to `total` as bundles finish."""
-        number = 0
-        while True:
+        idle = 0
+        for number in count():
             before = Standing()
-            plan_uri, count = self._plan(number, before)
-            if not count:
+            plan_uri, num_bundles = self._plan(number, before)
+            if not num_bundles:
                 return before
-            self._round(plan_uri, before, progress, total)
-            number += 1
+            settled = self._round(plan_uri, before, progress, total)
+            idle = 0 if settled else idle + 1
+            if idle:  # others have all that is left: look again, ever less often
+                time.sleep(min(WAIT_FOR_OTHERS_S * 2 ** (idle - 1), LONGEST_WAIT_S))
+        raise AssertionError  # count() never ends
 
     def _plan(self, number: int, standing: Standing) -> tuple[str, int]:
         """Write the plan of a round where every node can read it."""
@@ -52,14 +56,16 @@ class Rounds:
         pending = self.cohort.pending(set(self.done_ids()), standing)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "plan.parquet"
-            count = write_plan(path, bundles(pending, target_patches=self.target_patches))
-            if count:
+            planned = bundles(pending, target_patches=self.target_patches)
+            num_bundles = write_plan(path, planned)
+            if num_bundles:
                 put_file(path, uri)
-        return uri, count
+        return uri, num_bundles
 
     def _round(
         self, plan_uri: str, before: Standing, progress: ProgressReporter, total: Tally
-    ) -> None:
+    ) -> int:
+        """Run one plan; returns how many slides it settled."""
         this = Tally()
         try:
             for tally in self.run_plan(plan_uri):
@@ -78,8 +84,7 @@ class Rounds:
                 f"{before.pending} slides are pending in {self.out}, but a whole round settled "
                 f"none of them; this is a bug: please report it with the run's log"
             )
-        if this.elsewhere and not settled:
-            time.sleep(WAIT_FOR_OTHERS_S)
+        return settled
 
 
 def collect_stale_plans(out: str, *, older_than_s: float) -> None:
