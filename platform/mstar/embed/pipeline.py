@@ -7,7 +7,7 @@ that dies is started again by Ray and its bundle retried; slides it had finished
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 import ray
@@ -21,6 +21,7 @@ from mstar.errors import WorkerError
 CALLS_PER_ACTOR = 2  # the next bundle's first slide is staged and read while this one is encoded
 
 
+@runtime_checkable
 class Worker(Protocol):
     """What an actor does with a bundle."""
 

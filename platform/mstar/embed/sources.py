@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,6 +37,7 @@ class ReaderDied(Exception):
     """The process that read a slide died; nobody knows yet which slide did it."""
 
 
+@runtime_checkable
 class PatchSource(Protocol):
     """Opens slides and reads their patches, several rows at a time, in the background."""
 

@@ -52,7 +52,7 @@ class _Call:
     suspects: list[SlideRef] = field(default_factory=list)
     writes: list["Future[None]"] = field(default_factory=list)
 
-    def count(self, **numbers: float) -> None:
+    def count(self, **numbers: int | float) -> None:
         """Add to the tally."""
         with self.lock:
             self.tally.add(Tally(**numbers))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 KINDS = {
     "params": "params: name → text",
@@ -81,7 +81,7 @@ class Spool:
         self._fd = os.open(folder / RECORDS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     @classmethod
-    def create(cls, folder: Path, info: RunInfo) -> Self:
+    def create(cls, folder: Path, info: RunInfo) -> "Spool":
         """A new spool in `folder`."""
         (folder / FILES).mkdir(parents=True)
         write_json(folder / RUN, asdict(info))

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import mstar
 from mstar.config import fingerprint, to_json
@@ -31,6 +31,7 @@ FINISH_WAIT_S = 60.0
 MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 8000  # MLflow's limits
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where a job logs to. No method raises or waits for a server, except `finish`, bounded."""
 
