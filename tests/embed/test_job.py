@@ -278,7 +278,7 @@ def test_annotations_replace_the_found_tissue(
         "properties": {"objectType": "annotation"},
     }
     (drawn / f"{name}.geojson").write_text(json.dumps(feature))
-    tissue = TissueConfig(white_thresh=0, black_thresh=0)
+    tissue = TissueConfig(white_thresh=0.0, black_thresh=0.0)
     config = quick_embed(
         slides / f"{name}.svs", tmp_path / "out", annotations=str(drawn), tissue=tissue
     )
