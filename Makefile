@@ -8,9 +8,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
 
-# Where shapes and types are checked at run time, in tests only. Configs are left out: a recipe
-# holds a placeholder where the caller must give a value.
-CHECKED := mstar.slides,mstar.features,mstar.models,mstar.storage,mstar.training,$\
+# Where shapes are checked at run time, in tests only: wherever arrays are passed.
+CHECKED := mstar.slides,mstar.features,mstar.models,$\
 	mstar.embed.packing,mstar.embed.sources,mstar.embed.worker,mstar.embed.slide_writer,beartype.beartype
 
 .DEFAULT_GOAL := help
