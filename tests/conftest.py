@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +13,29 @@ import pytest
 
 from mstar.cli.real_slide import fetch_real_slide
 from support.slides import SlideSpec, write_slide
+
+EXIT_WITHIN_S = 60.0
+_exit_status = 0
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Remember how the session ended."""
+    global _exit_status
+    _exit_status = int(exitstatus)
+
+
+def pytest_unconfigure() -> None:
+    """A thread that a failed test left waiting must not hold up the end of the run for ever."""
+    watchdog = threading.Timer(EXIT_WITHIN_S, _leave)
+    watchdog.daemon = True
+    watchdog.start()
+
+
+def _leave() -> None:
+    """Say which threads are left, and end with the session's own status."""
+    faulthandler.dump_traceback(all_threads=True)
+    sys.stdout.flush()
+    os._exit(_exit_status)
 
 
 @pytest.fixture(scope="session")
