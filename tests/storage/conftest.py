@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import secrets
 from collections.abc import Iterator
@@ -51,3 +52,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(retry.RetryPolicy, "wait_s", at_once)
     return tries
+
+
+@pytest.fixture(autouse=True)
+def no_child_outlives_its_test() -> Iterator[None]:
+    """A failed test leaves its hanging or stopped child; the run would wait for it at its end."""
+    yield
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
