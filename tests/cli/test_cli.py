@@ -14,7 +14,7 @@ import pytest
 import tyro
 
 from mstar.cli import main as main_module
-from mstar.cli.main import JOBS, Job, main
+from mstar.cli.main import JOBS, Job, main, named, parts_of
 from mstar.cli.resolve import JobParts, known_flags, resolve
 from mstar.errors import (
     ConfigError,
@@ -48,6 +48,16 @@ class TissueSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceSample:
+    """A config with a field that is given by its place."""
+
+    cohort: tyro.conf.Positional[str]
+    """A folder."""
+    seed: int = 0
+    """Of the draw."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A config as the jobs have them."""
 
@@ -78,7 +88,7 @@ def coarse() -> Sample:
     return replace(plain(), grid=GridSample(target_mpp=1.0), retry_failed=True)
 
 
-PARTS = JobParts(run=lambda _: 0, recipes={"plain": plain, "coarse": coarse}, default="plain")
+PARTS = JobParts(recipes={"plain": plain, "coarse": coarse}, default="plain")
 
 
 def sample(*argv: str) -> Sample:
@@ -163,7 +173,7 @@ def test_a_wrong_value_of_ours_is_a_config_error() -> None:
 
 
 def test_a_job_without_recipes_takes_none() -> None:
-    parts = JobParts(run=lambda _: 0, config=Sample)
+    parts = JobParts(config=Sample)
     assert resolve("sample", ["--slides", "s"], parts) == Sample(slides="s")
     with pytest.raises(ConfigError, match="takes no recipe"):
         resolve("sample", ["plain", "--slides", "s"], parts)
@@ -180,8 +190,10 @@ def raising(error: BaseException) -> Callable[[Any], int]:
 
 def call(run: Callable[[Any], int], argv: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Exit code of `mstar sample` with this run function."""
-    parts = replace(PARTS, run=run)
-    monkeypatch.setitem(main_module.JOBS, "sample", Job("A sample job.", lambda: parts))
+    monkeypatch.setattr(main_module, "parts_of", lambda job: PARTS)
+    monkeypatch.setattr(main_module, "named", lambda name: run)
+    job = Job(summary="A sample job.", run="sample:run")
+    monkeypatch.setitem(main_module.JOBS, "sample", job)
     before = signal.getsignal(signal.SIGTERM)
     try:
         return main(["sample", *argv])
@@ -255,9 +267,28 @@ def test_the_help_of_the_program_is_fast_and_loads_neither_ray_nor_torch() -> No
         assert job.summary in done.stdout
 
 
+@pytest.mark.parametrize("job", list(JOBS.values()), ids=list(JOBS))
+def test_every_job_names_a_function_that_exists(job: Job) -> None:
+    assert callable(named(job.run))
+
+
+def test_a_group_of_jobs_names_its_members(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cohort", "chek"]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in JOBS if name.startswith("cohort "))
+
+
+def test_what_is_given_by_its_place_is_no_flag() -> None:
+    parts = JobParts(config=PlaceSample)
+    for argv in (["here", "--seed", "2"], ["--seed", "2", "here"]):
+        assert resolve("sample", argv, parts) == PlaceSample(cohort="here", seed=2)
+    with pytest.raises(ConfigError, match="--cohort"):
+        resolve("sample", ["--cohort", "here"], parts)
+
+
 @pytest.mark.parametrize("job", list(JOBS))
 def test_every_job_explains_itself(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    parts = JOBS[job].load()
+    parts = parts_of(JOBS[job])
     with pytest.raises(SystemExit) as ended:
         resolve(job, ["--help"], parts, summary=JOBS[job].summary)
     assert ended.value.code == 0

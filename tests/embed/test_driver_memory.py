@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mstar.embed.pending import Cohort
+from mstar.embed.pending import SlideQueue
 from mstar.embed.pipeline import PoolShape, run_bundles
 from mstar.embed.plan import bundles, write_plan
 from mstar.storage.ledger import FailureLedger
@@ -46,7 +46,7 @@ def write_manifest(path: Path, num_slides: int) -> None:
 def test_memory_is_flat(num_chunks: int, tmp_path: Path, local_ray: None) -> None:
     """Manifest → plan → Ray Data → tallies: growth between 10 % and 100 % of the chunks."""
     write_manifest(tmp_path / "slides.parquet", num_chunks)
-    cohort = Cohort(
+    cohort = SlideQueue(
         str(tmp_path / "slides.parquet"),
         ledger=FailureLedger(str(tmp_path / "failures")),
         run_id="test",

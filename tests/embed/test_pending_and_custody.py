@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mstar.embed.custody import Custody, Verdict, failure_of, is_permanent
-from mstar.embed.pending import Cohort, Standing
+from mstar.embed.pending import SlideQueue, Standing
 from mstar.errors import MppError, PatchError, SkippedSlideError, StorageError
 from mstar.schema import SlideRef
 from mstar.storage.ledger import Attempts, FailureLedger
@@ -25,15 +25,15 @@ def manifest(tmp_path: Path, extra: str = "") -> str:
     return str(path)
 
 
-def cohort(spec: str, ledger: FailureLedger, run_id: str = "now", *, retry: bool = False) -> Cohort:
-    return Cohort(spec, ledger=ledger, run_id=run_id, retry_failed=retry)
+def cohort(spec: str, ledger: FailureLedger, run_id: str = "now", *, retry: bool = False) -> SlideQueue:
+    return SlideQueue(spec, ledger=ledger, run_id=run_id, retry_failed=retry)
 
 
 def fail(ledger: FailureLedger, slide: SlideRef, error: Exception, run_id: str = "before") -> None:
     ledger.record(failure_of(slide, stage="read", error=error, run_id=run_id))
 
 
-def ids(cohort: Cohort, done: set[str] | None = None) -> list[str]:
+def ids(cohort: SlideQueue, done: set[str] | None = None) -> list[str]:
     return [slide.slide_id for slide in cohort.pending(done or set())]
 
 

@@ -6,9 +6,10 @@ runs. `jobs/X.py` are this program with the job's name filled in. Exit codes:
 """
 
 import difflib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,77 +20,73 @@ from mstar.training.exit_codes import ExitCode
 from mstar.training.interrupts import stop_on_sigterm
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One row of the job table.
+    """One row of the job table; its modules are named, and imported only when needed.
 
     summary: one line for `mstar --help`.
-    load: imports what the job needs and returns its parts.
+    run: `module:function` that takes the config and returns an exit code.
+    config: `module:class` of a job without recipes.
+    recipes: module with RECIPES and DEFAULT, of a job that has them.
     """
 
     summary: str
-    load: Callable[[], JobParts]
-
-
-def load_grid() -> JobParts:
-    """Parts of `mstar grid`."""
-    from mstar.recipes.grid import DEFAULT, RECIPES
-
-    def run(config: Any) -> int:
-        from mstar.embed import grid_job
-
-        return grid_job.run(config)
-
-    return JobParts(run=run, recipes=RECIPES, default=DEFAULT)
-
-
-def load_embed() -> JobParts:
-    """Parts of `mstar embed`."""
-    from mstar.recipes.embed import DEFAULT, RECIPES
-
-    def run(config: Any) -> int:
-        from mstar.embed import job
-
-        return job.run(config)
-
-    return JobParts(run=run, recipes=RECIPES, default=DEFAULT)
-
-
-def load_export() -> JobParts:
-    """Parts of `mstar export`."""
-    from mstar.cli.exchange import ExportConfig, export_features
-
-    return JobParts(run=export_features, config=ExportConfig)
-
-
-def load_import() -> JobParts:
-    """Parts of `mstar import`."""
-    from mstar.cli.exchange import ImportConfig, import_features
-
-    return JobParts(run=import_features, config=ImportConfig)
-
-
-def load_demo() -> JobParts:
-    """Parts of `mstar demo`."""
-    from mstar.cli import demo
-
-    return JobParts(run=demo.run, config=demo.DemoConfig)
-
-
-def load_doctor() -> JobParts:
-    """Parts of `mstar doctor`."""
-    from mstar.cli import doctor
-
-    return JobParts(run=doctor.run, config=doctor.DoctorConfig)
+    run: str
+    config: str = ""
+    recipes: str = ""
 
 
 JOBS = {
-    "grid": Job("slides → the grid of patches on tissue, thumbnail, GeoJSON", load_grid),
-    "embed": Job("slides → patch features, one HDF5 per slide", load_embed),
-    "export": Job("features → the layout of CLAM, mSTAR, TRIDENT or STAMP", load_export),
-    "import": Job("features of CLAM, mSTAR, TRIDENT or STAMP → ours", load_import),
-    "demo": Job("the whole pipeline on a small cohort, on this machine", load_demo),
-    "doctor": Job("checks this machine, and previews slides with --slides", load_doctor),
+    "grid": Job(
+        summary="slides → the grid of patches on tissue, thumbnail, GeoJSON",
+        run="mstar.embed.grid_job:run",
+        recipes="mstar.recipes.grid",
+    ),
+    "embed": Job(
+        summary="slides → patch features, one HDF5 per slide",
+        run="mstar.embed.job:run",
+        recipes="mstar.recipes.embed",
+    ),
+    "cohort build": Job(
+        summary="slides, reports, expression, clinical table → a cohort of cases",
+        run="mstar.cohorts.build:run",
+        config="mstar.cohorts.build:BuildConfig",
+    ),
+    "cohort split": Job(
+        summary="a cohort → its split registry, or a further split",
+        run="mstar.cohorts.split_job:run",
+        config="mstar.cohorts.split_job:SplitConfig",
+    ),
+    "cohort check": Job(
+        summary="a cohort → its counts and every problem found, on one screen",
+        run="mstar.cohorts.check:run",
+        config="mstar.cohorts.check:CheckConfig",
+    ),
+    "cohort generate": Job(
+        summary="nothing → a small complete cohort with a known truth",
+        run="mstar.cohorts.generate:run",
+        config="mstar.cohorts.generate:GenerateConfig",
+    ),
+    "export": Job(
+        summary="features → the layout of CLAM, mSTAR, TRIDENT or STAMP",
+        run="mstar.cli.exchange:export_features",
+        config="mstar.cli.exchange:ExportConfig",
+    ),
+    "import": Job(
+        summary="features of CLAM, mSTAR, TRIDENT or STAMP → ours",
+        run="mstar.cli.exchange:import_features",
+        config="mstar.cli.exchange:ImportConfig",
+    ),
+    "demo": Job(
+        summary="the whole pipeline on a small cohort, on this machine",
+        run="mstar.cli.demo:run",
+        config="mstar.cli.demo:DemoConfig",
+    ),
+    "doctor": Job(
+        summary="checks this machine, and previews slides with --slides",
+        run="mstar.cli.doctor:run",
+        config="mstar.cli.doctor:DoctorConfig",
+    ),
 }
 
 USAGE = """\
@@ -114,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(mstar.__version__)
         return ExitCode.COMPLETE
     try:
-        return run_job(arguments[0], arguments[1:])
+        return run_job(arguments)
     except (InterruptedRunError, KeyboardInterrupt) as error:
         print(f"mstar: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return ExitCode.INTERRUPTED
@@ -126,14 +123,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.FAILED
 
 
-def run_job(name: str, arguments: Sequence[str]) -> int:
-    """Resolves a job's config and runs it."""
-    if name not in JOBS:
-        raise ConfigError(f"no job {name!r}; {nearest(name, JOBS)}")
+def run_job(arguments: Sequence[str]) -> int:
+    """Resolves a job's config and runs it; the job is the first word, or the first two."""
+    name, rest = take_job(arguments)
     stop_on_sigterm()
-    parts = JOBS[name].load()
-    config = resolve(name, arguments, parts, summary=JOBS[name].summary)
-    return int(parts.run(config))
+    job = JOBS[name]
+    config = resolve(name, rest, parts_of(job), summary=job.summary)
+    return int(named(job.run)(config))
+
+
+def take_job(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The job's name and what follows it."""
+    for num_words in (1, 2):
+        name = " ".join(arguments[:num_words])
+        if name in JOBS:
+            return name, list(arguments[num_words:])
+    group = [name for name in JOBS if name.startswith(f"{arguments[0]} ")]
+    if group:
+        raise ConfigError(f"mstar {arguments[0]} needs one of: {', '.join(group)}")
+    raise ConfigError(f"no job {arguments[0]!r}; {nearest(arguments[0], JOBS)}")
+
+
+def parts_of(job: Job) -> JobParts:
+    """The config or the recipes of a job; what runs it is not imported yet."""
+    if job.recipes:
+        module = importlib.import_module(job.recipes)
+        return JobParts(recipes=module.RECIPES, default=module.DEFAULT)
+    return JobParts(config=named(job.config))
+
+
+def named(name: str) -> Any:
+    """What `module:name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def nearest(word: str, known: Sequence[str] | dict[str, Job]) -> str:
@@ -145,7 +167,7 @@ def nearest(word: str, known: Sequence[str] | dict[str, Job]) -> str:
 
 def usage() -> str:
     """The text of `mstar --help`."""
-    return USAGE.format(jobs="\n".join(f"  {name:<8}{job.summary}" for name, job in JOBS.items()))
+    return USAGE.format(jobs="\n".join(f"  {name:<17}{job.summary}" for name, job in JOBS.items()))
 
 
 if __name__ == "__main__":

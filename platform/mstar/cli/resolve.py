@@ -16,22 +16,30 @@ import tyro
 
 from mstar.errors import ConfigError
 
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 OPTIONS = (tyro.conf.FlagCreatePairsOff,)  # `--dry-run`, without a `--no-dry-run`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobParts:
-    """What a job consists of: a config class or recipes for it, and the function that runs it.
+    """What a job's command line is made of: a config class, or recipes for it.
 
     recipes: name → function returning a full config; its docstring's first line is its help.
     default: recipe used when the caller names none.
     config: config class of a job without recipes.
     """
 
-    run: Callable[[Any], int]
     recipes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     default: str = ""
     config: type[Any] | None = None
+
+    @property
+    def positional(self) -> bool:
+        """Whether the config has a field that is given without a flag."""
+        return self.config is not None and any(
+            is_positional(hint)
+            for hint in get_type_hints(self.config, include_extras=True).values()
+        )
 
 
 def resolve(job: str, argv: Sequence[str], parts: JobParts, *, summary: str = "") -> Any:
@@ -51,7 +59,7 @@ def resolve(job: str, argv: Sequence[str], parts: JobParts, *, summary: str = ""
 
 def take_recipe(job: str, arguments: list[str], parts: JobParts) -> str:
     """Removes the recipe's name from the front of the arguments; the default when there is none."""
-    if not arguments or arguments[0].startswith("-"):
+    if parts.positional or not arguments or arguments[0].startswith("-"):
         return parts.default
     name = arguments.pop(0)
     if name in parts.recipes:
@@ -90,6 +98,8 @@ def known_flags(config_class: type[Any], prefix: str = "--") -> Iterator[str]:
     """Every flag that a config class takes, as `--target-mpp`."""
     hints = get_type_hints(config_class, include_extras=True)
     for part in dataclasses.fields(config_class):
+        if is_positional(hints[part.name]):
+            continue
         kind, name = kind_and_name(hints[part.name], part.name)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from known_flags(kind, f"{prefix}{name}." if name else prefix)
@@ -97,6 +107,11 @@ def known_flags(config_class: type[Any], prefix: str = "--") -> Iterator[str]:
             yield prefix + name
         if kind is bool:
             yield f"{prefix}no-{name}"  # turns off what a recipe has turned on
+
+
+def is_positional(hint: Any) -> bool:
+    """Whether a field is given by its place, without a flag."""
+    return _POSITIONAL in get_args(hint)[1:]
 
 
 def kind_and_name(hint: Any, field_name: str) -> tuple[Any, str]:

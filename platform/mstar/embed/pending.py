@@ -23,7 +23,7 @@ class Standing:
     reasons: dict[str, int] = field(default_factory=dict)  # kind of failure → slides
 
 
-class Cohort:
+class SlideQueue:
     """The slides of one job, looked at as often as needed and never held."""
 
     def __init__(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mstar.embed.pending import Cohort, Standing
+from mstar.embed.pending import SlideQueue, Standing
 from mstar.embed.plan import bundles, write_plan
 from mstar.embed.results import Tally
 from mstar.errors import MstarError
@@ -31,7 +31,7 @@ class Rounds:
 
     out: str
     run_id: str
-    cohort: Cohort
+    queue: SlideQueue
     target_patches: int
     done_ids: Callable[[], Iterable[str]]
     run_plan: Callable[[str], Iterator[Tally]]
@@ -53,7 +53,7 @@ class Rounds:
     def _plan(self, number: int, standing: Standing) -> tuple[str, int]:
         """Write the plan of a round where every node can read it."""
         uri = join(self.out, PLANS, f"{int(time.time())}-{self.run_id}-{number}.parquet")
-        pending = self.cohort.pending(set(self.done_ids()), standing)
+        pending = self.queue.pending(set(self.done_ids()), standing)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "plan.parquet"
             planned = bundles(pending, target_patches=self.target_patches)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mstar.config import to_json
 from mstar.embed.config import EmbedConfig, GridJobConfig
-from mstar.embed.pending import Cohort, Standing
+from mstar.embed.pending import SlideQueue, Standing
 from mstar.embed.plan import estimated_patches
 from mstar.embed.report import final_metrics, summary
 from mstar.embed.results import Tally
@@ -49,12 +49,12 @@ class JobRun:
         run_plan: Callable[[str], Iterator[Tally]],
     ) -> int:
         """Run rounds to the end, print the summary, and say how it ended."""
-        cohort = cohort_of(self.config, self.ledger, self.run_id)
-        first = cohort.standing(set(done_ids()))
+        queue = slide_queue_of(self.config, self.ledger, self.run_id)
+        first = queue.standing(set(done_ids()))
         rounds = Rounds(
             out=self.config.out,
             run_id=self.run_id,
-            cohort=cohort,
+            queue=queue,
             target_patches=target_patches,
             done_ids=done_ids,
             run_plan=run_plan,
@@ -65,7 +65,7 @@ class JobRun:
                 standing = rounds.run(progress, self.tally)
             except (KeyboardInterrupt, InterruptedRunError):
                 self.interrupted = True
-                standing = cohort.standing(set(done_ids()))
+                standing = queue.standing(set(done_ids()))
             self._end(standing, progress.elapsed_s)
         if self.interrupted:
             return ExitCode.INTERRUPTED
@@ -119,9 +119,11 @@ def collect_leftovers(out: str) -> None:
     collect_stale_plans(out, older_than_s=STALE_S)
 
 
-def cohort_of(config: Config, ledger: FailureLedger, run_id: str) -> Cohort:
+def slide_queue_of(config: Config, ledger: FailureLedger, run_id: str) -> SlideQueue:
     """The slides of a config."""
-    return Cohort(config.slides, ledger=ledger, run_id=run_id, retry_failed=config.run.retry_failed)
+    return SlideQueue(
+        config.slides, ledger=ledger, run_id=run_id, retry_failed=config.run.retry_failed
+    )
 
 
 def log_failures(tracker: Tracker, ledger: FailureLedger) -> None:
@@ -143,7 +145,7 @@ def print_dry_run(config: Config, store: type[FeatureStore] | type[GridStore]) -
     done = set(store.open(config.out).done_ids()) if exists_already else set()
     ledger = FailureLedger(join(config.out, "failures"))
     standing, patches = Standing(), 0
-    for slide in cohort_of(config, ledger, "dry-run").pending(done, standing, dry=True):
+    for slide in slide_queue_of(config, ledger, "dry-run").pending(done, standing, dry=True):
         patches += estimated_patches(slide)
     print(to_json(config))
     print(
