@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 
 # Where shapes are checked at run time, in tests only: wherever arrays are passed.
-CHECKED := mstar.slides,mstar.features,mstar.models,$\
+CHECKED := mstar.slides,mstar.features,mstar.models,mstar.losses,mstar.data,$\
 	mstar.embed.packing,mstar.embed.sources,mstar.embed.worker,mstar.embed.slide_writer,beartype.beartype
 
 .DEFAULT_GOAL := help

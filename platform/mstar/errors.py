@@ -2,7 +2,10 @@
 
 MstarError
 ├── ConfigError            the caller's flags, recipes or manifest are wrong
-│   └── ManifestError      a row or column of a slide manifest
+│   ├── ManifestError      a row or column of a slide manifest
+│   └── TableError         a row or column of any other table
+├── CohortError            cases, slides, reports or expression contradict one another
+│   └── SplitError         a split leaks, or is not the one that was used before
 ├── StorageError           a disk or object store did not do what was asked
 ├── SlideError             one slide cannot be used; the rest of the cohort can
 │   ├── SkippedSlideError  left out because the caller asked for that
@@ -11,6 +14,8 @@ MstarError
 ├── FeatureError           a grid or feature file is not what it should be
 │   └── StoreMismatchError a store already holds another configuration
 ├── WeightsError           encoder weights are missing, wrong or not what they claim
+├── CheckpointError        a checkpoint is missing, broken or of another run
+├── TrainingError          a training run cannot go on: NaN, too many bad cases, no pairs
 ├── WorkerError            the workers of a job failed, through no slide's fault
 └── InterruptedRunError    the run was told to stop; what is written stays valid
 
@@ -35,6 +40,18 @@ class ConfigError(MstarError):
 
 class ManifestError(ConfigError):
     """A slide manifest has a wrong row or column."""
+
+
+class TableError(ConfigError):
+    """A table of cases, reports, labels, expression or splits has a wrong row or column."""
+
+
+class CohortError(MstarError):
+    """The cases, slides, reports and expression of a cohort contradict one another."""
+
+
+class SplitError(CohortError):
+    """A split leaks patients, or is not the one that earlier work was cut from."""
 
 
 class StorageError(MstarError):
@@ -69,6 +86,14 @@ class StoreMismatchError(FeatureError):
 
 class WeightsError(MstarError):
     """Encoder weights are missing, wrong or not what they claim to be."""
+
+
+class CheckpointError(MstarError):
+    """A checkpoint is missing, broken or belongs to another run."""
+
+
+class TrainingError(MstarError):
+    """A training run cannot go on, through its data or its settings."""
 
 
 class WorkerError(MstarError):
