@@ -3,6 +3,7 @@
 import re
 import shlex
 import zipfile
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,13 @@ def commands(*words: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith(start)]
 
 
+def expanded(words: list[str]) -> list[str]:
+    """A command with its patterns replaced by the files they match, as a shell does."""
+    return [name for word in words for name in (sorted(glob(word)) if "*" in word else [word])]
+
+
 def test_the_guide_leads_from_downloads_to_a_split_cohort(downloads: Path) -> None:
-    (joining,) = blocks("python")
-    exec(compile(joining, str(GUIDE), "exec"), {})
-    dry, build = commands("cohort", "build")
+    dry, build = (expanded(line) for line in commands("cohort", "build"))
     assert dry[-1] == "--dry-run"
     assert main(dry) == 0
     assert not (downloads / "C").exists()
@@ -107,14 +111,6 @@ def test_the_guide_leads_from_downloads_to_a_split_cohort(downloads: Path) -> No
     assert main([flag for flag in by_site if flag != "--allow-seen"]) == 1  # pretraining sees them
     assert main(by_site) == 0
     assert set(pd.read_csv("C/splits/loso.csv")["case_id"]) == {case.case_id for case in cases}
-
-
-def test_joining_refuses_studies_whose_genes_differ(downloads: Path) -> None:
-    path = next(downloads.glob("cbioportal/luad*/data_mrna_seq_v2_rsem.txt"))
-    head, first, second, *rest = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([head, second, first, *rest]))
-    with pytest.raises(AssertionError, match="differ in order"):
-        exec(compile(blocks("python")[0], str(GUIDE), "exec"), {})
 
 
 def test_every_command_of_the_guide_is_one(capsys: pytest.CaptureFixture[str]) -> None:

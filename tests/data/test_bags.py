@@ -172,7 +172,7 @@ def test_other_workers_and_restarts_read_the_same(store: str) -> None:
     reader.read("other", ("d",))
     assert [read_bytes(reader, epoch) for epoch in (2, 0, 1)] == [expected[e] for e in (2, 0, 1)]
     assert read_bytes(pickle.loads(pickle.dumps(reader)), 1) == expected[1]
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(read_in_worker, [(store, epoch) for epoch in range(3)]) == expected
     script = (
         "import sys, hashlib; from mstar.data.bags import *;"

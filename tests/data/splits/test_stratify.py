@@ -53,8 +53,8 @@ def test_folds_differ_by_one_case_at_most(sizes: list[int], folds: int) -> None:
 
 
 def test_whole_quotas_are_met_exactly() -> None:
-    assert apportion([10, 30], [0.7, 0.1, 0.2]) == [[7, 1, 2], [21, 3, 6]]
-    assert apportion([10], [7, 1, 2]) == [[7, 1, 2]]
+    assert apportion([10, 30], [0.7, 0.1, 0.2]) == [[7.0, 1.0, 2.0], [21, 3, 6]]
+    assert apportion([10], [7.0, 1.0, 2.0]) == [[7.0, 1.0, 2.0]]
 
 
 @settings(max_examples=60, deadline=None)
