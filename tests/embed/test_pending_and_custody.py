@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mstar.embed.custody import Custody, Verdict, failure_of, is_permanent
 from mstar.embed.pending import SlideQueue, Standing
 from mstar.errors import MppError, PatchError, SkippedSlideError, StorageError
 from mstar.schema import SlideRef
 from mstar.storage.ledger import Attempts, FailureLedger
+from mstar.training.custody import Custody, Verdict, failure_of, is_permanent
 
 SLIDES = [SlideRef(slide_id=name, uri=f"/slides/{name}.svs") for name in ("a", "b", "c")]
 

@@ -20,6 +20,8 @@ PARAMETERS = {  # published counts, without classifier
     "resnet50": 23_508_032,
     "resnet50_clam": 8_543_296,
     "vit_tiny": 5_524_416,
+    "vit_micro": 472_416,
+    "texture": 0,
 }
 
 

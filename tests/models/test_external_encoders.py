@@ -129,6 +129,6 @@ def test_the_documented_example_gives_what_it_says(
     (tmp_path / "my_documented_encoders.py").write_text(example.split("```")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     spec = find_encoder("my_documented_encoders:virchow2")
-    skeleton = patch_encoders._skeleton(spec)
+    skeleton = patch_encoders.skeleton(spec)
     assert sum(p.numel() for p in skeleton.parameters()) == 631_239_424  # "631 M", its model card
     patch_encoders._check_dim(spec, skeleton)

@@ -212,7 +212,7 @@ def test_a_hub_config_beside_the_weights_is_not_read(tmp_path: Path, other_weigh
 
 def test_the_preflight_of_a_vit_large_takes_no_memory_for_the_model() -> None:
     spec = find_encoder("mstar")
-    skeleton = patch_encoders._skeleton(spec)
+    skeleton = patch_encoders.skeleton(spec)
     assert all(p.is_meta for p in skeleton.parameters())
     patch_encoders._check_dim(spec, skeleton)
 

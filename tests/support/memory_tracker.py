@@ -17,6 +17,7 @@ class MemoryTracker:
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     tags: dict[str, Any] = field(default_factory=dict)
+    models: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     status: str = "RUNNING"
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -39,6 +40,12 @@ class MemoryTracker:
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Keeps the newest value of each."""
         self.tags.update(tags)
+
+    def log_model(
+        self, name: str, uri: str, *, tags: Mapping[str, Any], description: str = ""
+    ) -> None:
+        """Keeps name, address and tags."""
+        self.models.append((name, uri, dict(tags)))
 
     def finish(self, status: str = "FINISHED") -> str:
         """Keeps the status."""

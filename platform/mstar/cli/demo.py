@@ -1,20 +1,21 @@
-"""`mstar demo`: a real slide from pixels to features that other tools open, on this machine.
+"""`mstar demo`: the whole pipeline on a real slide and a generated cohort, on this machine.
 
 Every step says what it does and where to look. It runs the same jobs that a cluster runs.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from mstar.cli.demo_cohort import cohort_steps
+from mstar.cli.demo_steps import Step, expect_complete
 from mstar.cli.real_slide import fetch_real_slide
 from mstar.embed import grid_job, job
 from mstar.embed.config import EmbedConfig
-from mstar.errors import ConfigError, MstarError
+from mstar.errors import ConfigError
 from mstar.features.exchange import export_store
 from mstar.recipes import embed as embed_recipes
 from mstar.recipes import grid as grid_recipes
@@ -24,7 +25,7 @@ from mstar.training.exit_codes import ExitCode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
-    """Show the whole pipeline on a real slide."""
+    """Show the whole pipeline on a real slide and a generated cohort."""
 
     out: str = "demo-out"
     """Local folder for everything the demo makes."""
@@ -32,15 +33,6 @@ class DemoConfig:
     """Leave out the second and third way of doing things; ends sooner."""
     dry_run: bool = False
     """Say what the steps are, then stop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One step: what it does, where to look, and the doing."""
-
-    title: str
-    look: str
-    do: Callable[[], None]
 
 
 def run(config: DemoConfig) -> int:
@@ -92,7 +84,8 @@ def demo_steps(out: Path, *, quick: bool) -> list[Step]:
             do=lambda: export_and_read(features, out / "export"),
         ),
     ]
-    return steps if quick else [*steps[:3], *extra_steps(embed, out), *steps[3:]]
+    extra = [] if quick else extra_steps(embed, out)
+    return [*steps[:3], *extra, *steps[3:], *cohort_steps(embed, out)]
 
 
 def extra_steps(embed: EmbedConfig, out: Path) -> list[Step]:
@@ -145,12 +138,6 @@ def export_and_read(features: Path, out: Path) -> None:
             if "features" in file:
                 assert np.isfinite(file["features"][:]).all()
         say(f"   {path.relative_to(out)}: {shapes}")
-
-
-def expect_complete(code: int) -> None:
-    """Stop the demo where a job did not complete."""
-    if code != ExitCode.COMPLETE:
-        raise MstarError(f"the job ended with exit code {code}; its summary above says why")
 
 
 def say(text: str) -> None:

@@ -67,6 +67,26 @@ JOBS = {
         run="mstar.cohorts.generate:run",
         config="mstar.cohorts.generate:GenerateConfig",
     ),
+    "stage1": Job(
+        summary="cases with features, reports, expression → aggregator, text and gene encoders",
+        run="mstar.pretrain.stage1:run",
+        recipes="mstar.recipes.stage1",
+    ),
+    "targets": Job(
+        summary="features + stage-1 aggregator → patch targets and patch shards",
+        run="mstar.pretrain.targets_job:run",
+        recipes="mstar.recipes.targets",
+    ),
+    "shards check": Job(
+        summary="patch shards → counts, checksums, shuffle quality, target statistics",
+        run="mstar.pretrain.shards_check:run",
+        config="mstar.pretrain.shards_check:ShardsCheckConfig",
+    ),
+    "stage2": Job(
+        summary="patch shards → the patch encoder, taught by the aggregator",
+        run="mstar.pretrain.stage2:run",
+        recipes="mstar.recipes.stage2",
+    ),
     "export": Job(
         summary="features → the layout of CLAM, mSTAR, TRIDENT or STAMP",
         run="mstar.cli.exchange:export_features",

@@ -2,5 +2,6 @@
 
 The path of a slide, one file a step: `config` (what was asked) → `plan` (bundles of pending slides)
 → `pipeline` (Ray Data hands bundles to workers) → `worker` (reads, packs, encodes, writes) →
-`custody` (who works on the slide, and what became of it). `job` and `grid_job` are the entries.
+`mstar.training.custody` (who works on the slide, and what became of it). `job` and `grid_job` are
+the entries.
 """

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from mstar.embed.config import EmbedConfig, grid_settings
-from mstar.embed.custody import Custody
 from mstar.embed.grids import GridSource
 from mstar.embed.readers import RemoteSource
 from mstar.embed.slide_writer import SlideWriter
@@ -21,6 +20,7 @@ from mstar.models.transforms import resize_patch
 from mstar.models.weights import ResolvedWeights
 from mstar.storage.cache import SlideCache, default_cache_dir
 from mstar.storage.objects import exists, join
+from mstar.training.custody import Custody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from functools import partial
 
 from mstar.embed.config import GridJobConfig, grid_settings
-from mstar.embed.custody import Custody, Verdict
 from mstar.embed.grids import build_grid, write_overview
 from mstar.embed.overviews import log_overviews
 from mstar.embed.pipeline import PoolShape, run_bundles
@@ -20,6 +19,7 @@ from mstar.slides.reader import open_slide
 from mstar.storage.cache import SlideCache, default_cache_dir
 from mstar.storage.objects import join
 from mstar.training.cluster import ClusterShape, ray_session
+from mstar.training.custody import Custody, Verdict
 
 SLIDES_PER_BUNDLE_BYTES = 4_000_000_000  # a few large slides a bundle: some seconds of work
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mstar.embed.custody import failure_of
 from mstar.errors import ManifestError
 from mstar.schema import SlideRef
 from mstar.storage.ledger import Failure, FailureLedger
 from mstar.storage.manifest import BadRow, read_slides
 from mstar.storage.objects import is_local, local_path
+from mstar.training.custody import failure_of
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from threading import Lock
 
 import numpy as np
 
-from mstar.embed.custody import Custody, Verdict
 from mstar.embed.gate import Gate
 from mstar.embed.lookahead import ahead, mapped
 from mstar.embed.packing import Batch, ChunkRows, PatchBlock, pack, scatter
@@ -26,6 +25,7 @@ from mstar.embed.sources import PatchSource, PixelRows, ReaderDied
 from mstar.errors import SkippedSlideError
 from mstar.models.encoder_spec import PatchEncoder, PendingFeatures
 from mstar.schema import Grid, SlideRef
+from mstar.training.custody import Custody, Verdict
 
 BLOCK_ROWS = 32  # patches a reader thread takes at once: a run along a row of tiles
 

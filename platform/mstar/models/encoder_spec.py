@@ -36,7 +36,8 @@ class EncoderSpec:
     interpolation: bilinear | bicubic, always antialiased.
     mpp, patch_px: resolution and patch side the encoder was trained for, before the resize.
     licence, licence_url: of the *weights*; carried into everything made with them.
-    default_weights: used when the caller names none: `hf-hub:org/name`, `random:SEED`, or None.
+    default_weights: used when the caller names none: `hf-hub:org/name`, `random:SEED`, `built-in`
+        (a fixed computation, which has none), or None.
     ignored_keys: prefixes of checkpoint keys that belong to parts left out on purpose (classifier).
     forward: from module and images to vectors; None calls the module.
     code_sha256: of the file that defines an encoder which is not ours, else empty.

@@ -35,15 +35,15 @@ def _timm_model(name: str, **arguments: Any) -> nn.Module:
     return model
 
 
-def build_vit_large() -> nn.Module:
-    """The architecture that mSTAR and UNI share: ViT-L/16 at 224 px with LayerScale, CLS token."""
-    return _timm_model(
-        "vit_large_patch16_224",
-        img_size=224,
-        patch_size=16,
-        init_values=1e-5,
-        dynamic_img_size=True,
-    )
+# What mSTAR and UNI share: ViT-L/16 at 224 px with LayerScale, CLS token.
+build_vit_large = partial(
+    _timm_model,
+    "vit_large_patch16_224",
+    img_size=224,
+    patch_size=16,
+    init_values=1e-5,
+    dynamic_img_size=True,
+)
 
 
 def build_resnet50_clam() -> nn.Module:
@@ -53,6 +53,13 @@ def build_resnet50_clam() -> nn.Module:
     model = _timm_model("resnet50")
     model.layer4 = nn.Identity()
     return model
+
+
+def build_texture() -> nn.Module:
+    """Fixed measures of colour and texture, without parameters."""
+    from mstar.models.texture import TextureEncoder
+
+    return TextureEncoder()
 
 
 ENCODERS: dict[str, EncoderSpec] = {
@@ -103,6 +110,36 @@ ENCODERS: dict[str, EncoderSpec] = {
         ignored_keys=("head.",),
         notes="For tests and the demo. Random weights unless given: features mean nothing.",
     ),
+    "vit_micro": EncoderSpec(
+        name="vit_micro",
+        dim=96,
+        build=partial(
+            _timm_model,
+            "vit_tiny_patch16_224",
+            img_size=64,
+            patch_size=8,
+            embed_dim=96,
+            depth=4,
+            num_heads=3,
+        ),
+        input_px=64,
+        patch_px=64,
+        licence="Apache-2.0",
+        default_weights="random:0",
+        ignored_keys=("head.",),
+        notes="ViT/8 at 64 px, 4 blocks: small enough to be trained on a CPU, for tests.",
+    ),
+    "texture": EncoderSpec(
+        name="texture",
+        dim=94,
+        build=build_texture,
+        input_px=256,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        licence="Apache-2.0",
+        default_weights="built-in",
+        notes="No training: fixed texture measures. A floor for what a trained encoder must beat.",
+    ),
 }
 
 
@@ -119,6 +156,16 @@ def find_encoder(name: str) -> EncoderSpec:
     if is_external(name):
         return load_external(name)
     raise _unknown(name, list(ENCODERS))
+
+
+def timm_call(spec: EncoderSpec) -> str:
+    """How plain timm makes an encoder's module, as Python; empty for one that is not timm's."""
+    build = spec.build
+    if not (isinstance(build, partial) and build.func is _timm_model):
+        return ""
+    arguments = {**build.keywords, "num_classes": 0}
+    named = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return f"timm.create_model({build.args[0]!r}, {named})"
 
 
 def _unknown(name: str, known: list[str]) -> ConfigError:

@@ -70,11 +70,12 @@ class LogitScale(nn.Module):
     def __init__(self, initial: float = INITIAL_SCALE) -> None:
         """`initial`: 1/0.07 as in CLIP."""
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
+        # one number in a row: DeepSpeed cannot send parameters without a dimension
+        self.log_scale = nn.Parameter(torch.tensor([math.log(initial)]))
 
     def forward(self) -> Float32[Tensor, ""]:
         """The scale. Its gradient passes the clamp, so that it can come back from there."""
-        log = self.log_scale.float()
+        log = self.log_scale.float()[0]
         clamped = log.clamp(max=math.log(LARGEST_SCALE))
         return (log + (clamped - log).detach()).exp()
 

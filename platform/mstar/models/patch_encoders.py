@@ -37,7 +37,9 @@ __all__ = [
     "ResolvedWeights",
     "find_encoder",
     "load_encoder",
+    "load_model",
     "prepare_weights",
+    "skeleton",
 ]
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def prepare_weights(
     """
     spec = find_encoder(name)
     resolved = resolve(weights, spec, expected_sha256=expected_sha256, cache=cache)
-    model = _skeleton(spec)
+    model = skeleton(spec)
     _check_dim(spec, model)
     if resolved.path is not None:
         raw = read_state(Path(resolved.path))
@@ -115,7 +117,7 @@ def load_encoder(
         torch.set_num_threads(threads)
     if not isinstance(weights, ResolvedWeights):
         weights = resolve(weights, spec, cache=cache)
-    model = _load_weights(spec, weights, cache)
+    model = load_model(spec, weights, cache=cache)
     settings = Settings(device=where, precision=arithmetic, compiled=compile, batch_size=batch_size)
     return LoadedEncoder(spec, weights, model, settings)
 
@@ -143,11 +145,17 @@ def _precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def _load_weights(spec: EncoderSpec, weights: ResolvedWeights, cache: Path | None) -> nn.Module:
-    """The model with its weights, on the CPU, in evaluation mode, not trainable."""
+def load_model(
+    spec: EncoderSpec, weights: ResolvedWeights, *, cache: Path | None = None
+) -> nn.Module:
+    """The bare module with its weights, on the CPU, in evaluation mode, not trainable.
+
+    Raises:
+        WeightsError: the weights cannot be had, do not fit, or differ from the resolved ones.
+    """
     path = localise(weights, spec, cache=cache)
     if path is None:
-        model = _drawn(spec, weights)
+        model = _made(spec, weights)
     else:
         model = spec.build()
         raw = read_state(path)
@@ -158,10 +166,10 @@ def _load_weights(spec: EncoderSpec, weights: ResolvedWeights, cache: Path | Non
     return model.eval().requires_grad_(False)
 
 
-def _drawn(spec: EncoderSpec, weights: ResolvedWeights) -> nn.Module:
-    """The model with random weights, the same ones on every node."""
-    assert weights.seed is not None
-    model = draw_model(spec.build, weights.seed)
+def _made(spec: EncoderSpec, weights: ResolvedWeights) -> nn.Module:
+    """The model with random weights, or with none at all, the same on every node."""
+    seed = weights.seed
+    model = spec.build() if seed is None else draw_model(spec.build, seed)
     if state_sha256(model.state_dict()) != weights.sha256:
         raise WeightsError(
             f"encoder {spec.name}: {weights.uri} gives other weights here than where it was "
@@ -170,7 +178,7 @@ def _drawn(spec: EncoderSpec, weights: ResolvedWeights) -> nn.Module:
     return model
 
 
-def _skeleton(spec: EncoderSpec) -> nn.Module:
+def skeleton(spec: EncoderSpec) -> nn.Module:
     """The model for comparing shapes: without memory, or built for real when it resists that."""
     try:
         with torch.device("meta"):
@@ -181,7 +189,7 @@ def _skeleton(spec: EncoderSpec) -> nn.Module:
 
 def _check_dim(spec: EncoderSpec, model: nn.Module) -> None:
     """Pass one patch of no content through the skeleton and compare the shape of what comes out."""
-    device = next(model.parameters()).device
+    device = next(iter(model.state_dict().values())).device  # a built-in one has only buffers
     image = torch.zeros(1, 3, spec.input_px, spec.input_px, device=device)
     with torch.inference_mode():
         shape = tuple(forward_of(spec, model)(image).shape)

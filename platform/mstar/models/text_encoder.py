@@ -5,6 +5,8 @@ There is no pooler, and nothing is normalised here.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +42,9 @@ class TextEncoder(nn.Module):
         self.bert = bert
         self.proj_text = nn.Linear(bert.config.hidden_size, config.output_dim)  # type: ignore[union-attr, arg-type]
         if config.gradient_checkpointing:
-            bert.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
+            bert.config.use_cache = False  # type: ignore[union-attr]
+            bert.activation_checkpointing_enable(  # type: ignore[operator]
+                activation_checkpointing_kwargs={"use_reentrant": False}
             )
 
     def forward(
@@ -68,14 +71,15 @@ def pretrained_text_encoder(config: TextEncoderConfig) -> TextEncoder:
     from transformers import AutoConfig, AutoModel
 
     try:
-        bert_config = AutoConfig.from_pretrained(config.name)
-        bert, loading = AutoModel.from_pretrained(
-            config.name,
-            config=bert_config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **_without_pooler(bert_config),
-        )
+        with _quiet():
+            bert_config = AutoConfig.from_pretrained(config.name)
+            bert, loading = AutoModel.from_pretrained(
+                config.name,
+                config=bert_config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **_without_pooler(bert_config),
+            )
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise WeightsError(
@@ -105,6 +109,22 @@ def empty_text_encoder(config: TextEncoderConfig, bert: dict[str, Any]) -> TextE
     bert_config = AutoConfig.for_model(bert["model_type"], **fields)
     model = AutoModel.from_config(bert_config, dtype=torch.float32, **_without_pooler(bert_config))
     return TextEncoder(config, model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and report of tensors; what is missing is told by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _without_pooler(bert_config: Any) -> dict[str, bool]:

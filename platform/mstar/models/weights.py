@@ -1,8 +1,10 @@
 """Where an encoder's weights come from: found or fetched once, hashed, loaded by path and hash.
 
 Addresses: a file (`.safetensors`, `.pth`, `.pt`, `.bin`), a folder, either of them at `s3://…`,
-`hf-hub:org/name[@revision]`, or `random:SEED`. Something is downloaded only when the address says
-so, or when the caller names no weights and the encoder's own default is a hub id; both are logged.
+`hf-hub:org/name[@revision]`, `random:SEED`, or `built-in` for an encoder that is a fixed
+computation: it has no weights, and its buffers are hashed instead. Something is downloaded only
+when the address says so, or when the caller names no weights and the encoder's own default is a hub
+id; both are logged.
 
 The driver calls `resolve` before any slide is touched. Its result travels to the workers, which
 call `localise`: the same file when it is there with the same hash, else the same address again,
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB = "hf-hub:"
 RANDOM = "random:"
+BUILT_IN = "built-in"
 _BLOCK_BYTES = 8 << 20
 
 
@@ -39,9 +42,9 @@ _BLOCK_BYTES = 8 << 20
 class ResolvedWeights:
     """Weights that were found: by hash, by address, and by path on the node that resolved them.
 
-    sha256: of the file's content; of the state dict when the weights are random.
+    sha256: of the file's content; of the state dict when the weights are random or built in.
     uri: the address to resolve again on another node.
-    path: the file here; None when the weights are random.
+    path: the file here; None when the weights are random or built in.
     """
 
     sha256: str
@@ -51,7 +54,8 @@ class ResolvedWeights:
     @property
     def seed(self) -> int | None:
         """The seed of random weights, else None."""
-        return int(self.uri.removeprefix(RANDOM)) if self.path is None else None
+        is_random = self.path is None and self.uri.startswith(RANDOM)
+        return int(self.uri.removeprefix(RANDOM)) if is_random else None
 
 
 def default_cache() -> Path:
@@ -80,9 +84,13 @@ def resolve(
     uri = weights or spec.default_weights
     if not uri:
         raise WeightsError(f"encoder {spec.name} has no default weights: give --weights")
-    if weights is None:
+    _check_built_in(uri, spec)
+    if weights is None and uri != BUILT_IN:
         logger.warning("encoder %s: no --weights given, using its default %s", spec.name, uri)
-    if uri.startswith(RANDOM):
+    if uri == BUILT_IN:
+        sha256 = state_sha256(spec.build().state_dict())
+        found = ResolvedWeights(sha256=sha256, uri=uri, path=None)
+    elif uri.startswith(RANDOM):
         found = _resolve_random(uri, spec)
     elif uri.startswith(HUB):
         logger.warning("encoder %s: looking up %s on the model hub", spec.name, uri)
@@ -107,7 +115,7 @@ def localise(
     """The resolved weights as a file on this node, fetched again when it is not there.
 
     Returns:
-        The path; None when the weights are random.
+        The path; None when the weights are random or built in.
 
     Raises:
         WeightsError: the content is not what was resolved.
@@ -152,6 +160,20 @@ def choose_file(names: Iterable[str], where: str) -> str:
     if not files:
         raise WeightsError(f"{where}: no weights there (looked for {', '.join(SUFFIXES)})")
     raise WeightsError(f"{where}: which weights? Name one file of: {', '.join(files)}")
+
+
+def _check_built_in(uri: str, spec: EncoderSpec) -> None:
+    """Refuses weights for an encoder that has none, and none for one that needs some."""
+    if spec.default_weights == BUILT_IN and uri != BUILT_IN:
+        raise WeightsError(
+            f"encoder {spec.name}: is a fixed computation and takes no weights, got {uri}. "
+            "Leave --weights out."
+        )
+    if uri == BUILT_IN and spec.default_weights != BUILT_IN:
+        raise WeightsError(
+            f"encoder {spec.name}: expected weights, got {BUILT_IN}, which is only for encoders "
+            "without any. Give a file, a folder, hf-hub:org/name or random:SEED."
+        )
 
 
 def _resolve_random(uri: str, spec: EncoderSpec) -> ResolvedWeights:

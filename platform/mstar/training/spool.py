@@ -27,6 +27,7 @@ KINDS = {
     "tags": "tags: name → text",
     "text": "text; name: file name of the artifact",
     "artifact": "file: path below files/; folder: of the artifact, may be empty",
+    "model": "name, uri: of a version for the model registry; tags: name → text; description",
     "finish": "status: FINISHED | FAILED | KILLED",
 }
 RECORDS, POSITION, RUN, FILES = "records.jsonl", "position.json", "run.json", "files"

@@ -54,6 +54,11 @@ class Tracker(Protocol):
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags of the run."""
 
+    def log_model(
+        self, name: str, uri: str, *, tags: Mapping[str, Any], description: str = ""
+    ) -> None:
+        """Registers the files at `uri` as a version of the model `name`; nothing is copied."""
+
     def finish(self, status: str = "FINISHED") -> str:
         """Ends the run as FINISHED, FAILED or KILLED; says in a line where it can be found."""
 
@@ -76,6 +81,11 @@ class NullTracker:
         """Does nothing."""
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def log_model(
+        self, name: str, uri: str, *, tags: Mapping[str, Any], description: str = ""
+    ) -> None:
         """Does nothing."""
 
     def finish(self, status: str = "FINISHED") -> str:
@@ -128,6 +138,13 @@ class SpoolTracker:
         flat = {clean_name(k): shorten(str(v), MAX_TAG_LENGTH) for k, v in tags.items()}
         self._append("tags", tags=flat)
 
+    def log_model(
+        self, name: str, uri: str, *, tags: Mapping[str, Any], description: str = ""
+    ) -> None:
+        """Registers the files at `uri` as a version of the model `name`; nothing is copied."""
+        flat = {clean_name(k): shorten(str(v), MAX_TAG_LENGTH) for k, v in tags.items()}
+        self._append("model", name=name, uri=redact(uri), tags=flat, description=description)
+
     def finish(self, status: str = "FINISHED") -> str:
         """Ends the run, waits a bounded time for the tracker process, and says where the run is."""
         self._append("finish", status=status)
@@ -172,15 +189,17 @@ def start_tracking(
     tags: Mapping[str, Any] | None = None,
     num_nodes: int = 1,
     finish_wait_s: float = FINISH_WAIT_S,
+    run_id: str | None = None,
 ) -> Tracker:
     """Starts the MLflow run of a job: its config as params, its circumstances as tags.
 
     job: names the MLflow experiment, for example `embed`.
+    run_id: our id of a run to go on with, as after a restart from a checkpoint; None for a new one.
     out: the job's output, local or s3://, which decides where the default MLflow is.
     num_nodes: of the cluster; an SQLite file and several nodes are warned about.
     A spool that cannot be written is warned about, and the job goes untracked.
     """
-    run_id = uuid.uuid4().hex
+    run_id = run_id or uuid.uuid4().hex
     info = RunInfo(
         run_id=run_id,
         experiment=job,
@@ -191,7 +210,8 @@ def start_tracking(
         pid=os.getpid(),
     )
     try:
-        folder = state_folder(out) / "tracking" / run_id
+        # a restart has a spool of its own: the first one's process may still be sending
+        folder = state_folder(out) / "tracking" / f"{run_id}-{uuid.uuid4().hex[:8]}"
         tracker = SpoolTracker(folder, info, finish_wait_s=finish_wait_s)
     except OSError as error:
         log.warning("tracking: off, its spool cannot be written: %s", error)

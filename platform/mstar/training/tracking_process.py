@@ -5,7 +5,9 @@
 
 Sending is idempotent: the offset is stored after every batch, a repeated batch changes nothing
 (equal metrics, params and tags are one to MLflow), and a run is found again by its tag
-`mstar.run_id`. `log_batch` only: asynchronous logging loses metrics on SQLite without a word.
+`mstar.run_id`. A job that was restarted goes on with its run from a spool of its own; what an
+earlier attempt's process has to say of the end, however late, does not count then. `log_batch`
+only: asynchronous logging loses metrics on SQLite without a word.
 """
 
 import argparse
@@ -28,7 +30,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -48,6 +50,7 @@ POLL_S = 0.5
 MAX_PAUSE_S = 30.0
 GIVE_UP_S = 10.0  # of failures in a row, once the job has ended
 RUN_ID_TAG = "mstar.run_id"
+ATTEMPT_TAG = "mstar.attempt_ms"  # when the latest attempt at the run was started
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch
 REFUSED_FOR_GOOD = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
@@ -85,13 +88,14 @@ class RunSender:
 
     def abandon(self) -> None:
         """Ends the run of a job that died without a finish record."""
-        self.client.set_terminated(self.position.mlflow_run_id, "KILLED")
+        self._end("KILLED")
 
     def _ensure_run(self) -> None:
         if self.position.mlflow_run_id:
             return
         experiment_id = find_experiment(self.client, self.info.experiment, self.uri)
         run_id = find_run(self.client, experiment_id, self.info)
+        take_up(self.client, run_id, self.info.start_ms)
         self._store(mlflow_run_id=run_id)
 
     def _send(self, records: list[tuple[Record, int]]) -> None:
@@ -132,9 +136,19 @@ class RunSender:
             self.client.log_batch(run_id, tags=tags[start : start + MAX_TAGS])
         for record in records:
             self._log_file(run_id, record)
+            if record["kind"] == "model":
+                register_model(self.client, run_id, record)
         for record in records:
             if record["kind"] == "finish":
-                self.client.set_terminated(run_id, record["status"], end_time=record["time_ms"])
+                self._end(record["status"], record["time_ms"])
+
+    def _end(self, status: str, time_ms: int | None = None) -> None:
+        """Ends the run, unless another attempt has gone on with it or finished it."""
+        run_id = self.position.mlflow_run_id
+        run = self.client.get_run(run_id)
+        others = latest_attempt_ms(run) > self.info.start_ms or run.info.status == "FINISHED"
+        if status == "FINISHED" or not others:
+            self.client.set_terminated(run_id, status, end_time=time_ms)
 
     def _log_file(self, run_id: str, record: Record) -> None:
         if record["kind"] == "text":
@@ -162,6 +176,30 @@ def collect(records: list[Record]) -> tuple[list[Metric], list[Param], list[RunT
         elif record["kind"] == "tags":
             tags += [RunTag(name, value) for name, value in record["tags"].items()]
     return metrics, params, tags
+
+
+def register_model(client: MlflowClient, run_id: str, record: Record) -> None:
+    """Adds a version to the registry, once: a version of this run with these tags is there.
+
+    A tracking server refuses a source that lies on the job's own disk; the run stands in for it
+    then, and the tag `uri` says where the files are.
+    """
+    name, tags = record["name"], {**record["tags"], "uri": record["uri"]}
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id and version.tags == tags:
+            return
+    more = {"run_id": run_id, "tags": tags, "description": record["description"]}
+    try:
+        client.create_model_version(name, record["uri"], **more)
+    except MlflowException as error:
+        if error.error_code not in REFUSED_FOR_GOOD:
+            raise
+        client.create_model_version(name, client.get_run(run_id).info.artifact_uri, **more)
 
 
 def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
@@ -199,6 +237,21 @@ def find_run(client: MlflowClient, experiment_id: str, info: RunInfo) -> str:
         tags={RUN_ID_TAG: info.run_id},
     )
     return str(run.info.run_id)
+
+
+def take_up(client: MlflowClient, run_id: str, start_ms: int) -> None:
+    """Makes an attempt the latest one of its run, unless a later one has begun already."""
+    run = client.get_run(run_id)
+    if latest_attempt_ms(run) > start_ms:
+        return
+    client.set_tag(run_id, ATTEMPT_TAG, str(start_ms))
+    if run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+
+
+def latest_attempt_ms(run: Run) -> int:
+    """When the latest attempt at a run was started, 0 when it does not say."""
+    return int(run.data.tags.get(ATTEMPT_TAG, 0))
 
 
 def try_to_send(sender: RunSender) -> bool:

@@ -1,4 +1,4 @@
-"""Who works on a slide, how often that ended badly, and what became of it.
+"""Who works on a slide (or a case), how often that ended badly, and what became of it.
 
 Three records beside the outputs, each written whole: a lease (so that two runs share the work), the
 attempts (written before a slide is read, so that a slide which kills its process is remembered) and
@@ -33,15 +33,25 @@ class Custody:
     """Takes slides into a worker's hands and records how they leave them."""
 
     def __init__(
-        self, root: str, *, run_id: str, lease_s: float, is_done: Callable[[str], bool]
+        self,
+        root: str,
+        *,
+        run_id: str,
+        lease_s: float,
+        is_done: Callable[[str], bool],
+        unit: str = "slide",
     ) -> None:
-        """Keep the records of `root`; `is_done(slide_id)` asks for the final output."""
+        """Keep the records of `root`; `is_done(slide_id)` asks for the final output.
+
+        unit: what is worked on, in messages; a case goes by its id in place of a slide's.
+        """
         self._leases = LeaseBoard(join(root, "_state/claims"), run_id=run_id, ttl_s=lease_s)
         self._leases.start()
         self._attempts = Attempts(join(root, "_state/attempts"))
         self.ledger = FailureLedger(join(root, "failures"))
         self._is_done = is_done
         self._run_id = run_id
+        self._unit = unit
 
     def take(self, slide: SlideRef, *, alone: bool = False) -> Verdict:
         """Claim a slide; `alone` promises that this process reads nothing else meanwhile."""
@@ -93,8 +103,9 @@ class Custody:
 
     def _quarantine(self, slide: SlideRef, *, deaths: int) -> None:
         error = MstarError(
-            f"slide {slide.slide_id}: the process died {deaths} times while reading it, the last "
-            f"time with no other slide in hand (crash or out of memory); it is quarantined. "
+            f"{self._unit} {slide.slide_id}: the process died {deaths} times while reading it, the "
+            f"last time with no other {self._unit} in hand (crash or out of memory); it is "
+            "quarantined. "
             f"Check {slide.uri}, then rerun with --retry-failed"
         )
         self.ledger.record(

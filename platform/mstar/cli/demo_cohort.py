@@ -1,0 +1,83 @@
+"""The demo's steps on a generated cohort: cases with slides, reports, expression; then stage 1."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mstar.cli.demo_steps import Step, expect_complete
+from mstar.cohorts import check, generate, split_job
+from mstar.cohorts.generated.config import GenerateConfig
+from mstar.cohorts.split_config import SplitConfig
+from mstar.data.reports import read_reports
+from mstar.data.splits.preset import PresetConfig
+from mstar.embed import job
+from mstar.embed.config import EmbedConfig
+from mstar.pretrain import stage1
+from mstar.pretrain.small_text_encoder import write_small_text_encoder
+from mstar.recipes import stage1 as stage1_recipes
+
+CASES = 24
+
+
+def cohort_steps(embed: EmbedConfig, out: Path) -> list[Step]:
+    """Make a cohort, look at it, embed it, and align its modalities.
+
+    embed: how the demo embeds; its store takes the cohort's slides too.
+    """
+    cohort = out / "cohort"
+    return [
+        Step(
+            title=f"mstar cohort generate: {CASES} cases with a known truth",
+            look=f"{cohort}: slides/, cases.csv, reports.csv, rna.tsv, labels/, truth/",
+            do=lambda: expect_complete(
+                generate.run(GenerateConfig(out=str(cohort), cases=CASES, seed=1))
+            ),
+        ),
+        Step(
+            title="mstar cohort split: who is trained, validated and tested on, by patient",
+            look=f"{cohort / 'splits.csv'}: the registry that every later job cuts from",
+            do=lambda: expect_complete(split_job.run(split_config(cohort))),
+        ),
+        Step(
+            title="mstar embed: the cohort's slides into the same store",
+            look=f"{embed.out}: one .h5 a slide, beside the real one",
+            do=lambda: expect_complete(
+                job.run(replace(embed, slides=str(cohort / "slides.csv"), grids=None))
+            ),
+        ),
+        Step(
+            title="mstar cohort check: counts, modality pairs, and what is wrong",
+            look=f"{cohort / 'check.png'}",
+            do=lambda: expect_complete(
+                check.run(check.CheckConfig(cohort=str(cohort), features=str(embed.out)))
+            ),
+        ),
+        Step(
+            title="mstar stage1: align slides, reports and expression (small encoders, 6 epochs)",
+            look=f"{out / 'stage1'}: the encoders, curves.png, retrieval.png, MLflow",
+            do=lambda: expect_complete(run_stage1(cohort, embed.out, out)),
+        ),
+    ]
+
+
+def split_config(cohort: Path) -> SplitConfig:
+    """The registry of a cohort too small for the paper's threshold of 400 cases."""
+    return SplitConfig(
+        cohort=str(cohort), preset="mstar", settings=PresetConfig(cohorts="all", min_cases=0)
+    )
+
+
+def run_stage1(cohort: Path, features: str, out: Path) -> int:
+    """Stage 1 with a report encoder made on the spot: the demo needs no model hub."""
+    reports = read_reports(str(cohort / "reports.csv"))
+    texts = [report.text for report in reports.values()]
+    folder = write_small_text_encoder(out / "text-encoder", texts)
+    config = replace(
+        stage1_recipes.laptop(),
+        cohort=str(cohort),
+        features=features,
+        out=str(out / "stage1"),
+        text=str(folder),
+        epochs=6,
+        batch_cases=16,
+    )
+    return stage1.run(config)

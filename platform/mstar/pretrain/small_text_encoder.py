@@ -1,0 +1,83 @@
+"""A small report encoder from nothing, for machines that reach no model hub: demos and tests.
+
+A BERT of a few layers with drawn weights, and a WordPiece vocabulary of the words that the reports
+use more than once; other words are spelt. It knows no medicine: use a pretrained one for science.
+"""
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from mstar.models.torchvision_ops import declare_missing_ops
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_WORD = re.compile(r"[^\W_]+")
+
+
+def write_small_text_encoder(
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    max_words: int = 8000,
+    max_positions: int = 512,
+    seed: int = 0,
+) -> Path:
+    """Write a model folder that transformers loads without a network.
+
+    Args:
+        folder: where to; made when it is not there.
+        texts: the reports whose words become the vocabulary.
+        hidden: length of a token's vector.
+        layers: transformer layers.
+        heads: attention heads of a layer.
+        max_words: most words of the vocabulary, the commonest first.
+        max_positions: longest text in tokens.
+        seed: of the weights; equal arguments give equal bytes.
+    """
+    vocabulary = write_vocabulary(folder, common_words(texts, max_words))
+    declare_missing_ops()  # transformers' models import torchvision
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=max_positions,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertModel(config, add_pooling_layer=False)
+    config.architectures = ["BertModel"]
+    config.save_pretrained(folder)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def common_words(texts: Iterable[str], max_words: int) -> list[str]:
+    """Words that come more than once, the commonest first, ties by the alphabet."""
+    counts = Counter(word for text in texts for word in _WORD.findall(text))
+    repeated = [word for word, count in counts.items() if count > 1]
+    return sorted(repeated, key=lambda word: (-counts[word], word))[:max_words]
+
+
+def write_vocabulary(folder: Path, words: Iterable[str]) -> list[str]:
+    """Write the tokenizer's files; every ASCII text can be spelt, so nothing of it is [UNK]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    characters = [c for c in string.printable if not c.isspace()]
+    pieces = [f"##{c}" for c in string.ascii_letters + string.digits]
+    vocabulary = list(dict.fromkeys([*SPECIAL, *characters, *pieces, *words]))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    settings = {"do_lower_case": False, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return vocabulary

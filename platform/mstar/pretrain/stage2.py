@@ -1,0 +1,128 @@
+"""The stage-2 job: `mstar stage2`, in this process or on a group of Ray workers."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mstar.config import fingerprint, to_json
+from mstar.data.shards.format import read_index, shards_folder
+from mstar.data.shards.order import EpochOrder
+from mstar.data.shards.reader import group_rows
+from mstar.pretrain.stage1_log import LOG_FILE, followed, log_folder
+from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.stage2_run import FACTS_FILE, total_steps, train
+from mstar.storage import objects
+from mstar.training.exit_codes import ExitCode
+from mstar.training.sessions import LocalSession
+
+
+def run(config: Stage2Config) -> int:
+    """Run `mstar stage2` and return its exit code."""
+    config = with_absolute_paths(config)
+    if config.dry_run:
+        return preview(config)
+    began_s = time.monotonic()
+    if config.group.workers == 0:
+        train_here(config)
+    else:
+        train_on_group(config)
+    print("\n".join(summary(config, read_facts(config.out), time.monotonic() - began_s)))
+    return ExitCode.COMPLETE
+
+
+def train_here(config: Stage2Config) -> None:
+    """Train in this process, without Ray."""
+    from mstar.training.ray_train import device_of
+
+    checkpoints = objects.join(config.out, "checkpoints", "alone")
+    device, keep = device_of(config.device), config.group.keep_checkpoints
+    train(LocalSession(checkpoints, device=device, keep=keep), config)
+
+
+def train_on_group(config: Stage2Config) -> None:
+    """Train on a group of Ray workers."""
+    from mstar.training.cluster import ray_session
+    from mstar.training.interrupts import stop_on_sigterm
+    from mstar.training.ray_train import train_on_ray
+
+    index = read_index(shards_folder(config.shards))
+    identity = {**config.identity, "shards": index.fingerprint}
+    with ray_session(), followed(log_folder(config.out) / LOG_FILE):
+        stop_on_sigterm()  # ray.init has taken the signal for itself
+        train_on_ray(
+            train,
+            config,
+            config.group,
+            name=f"stage2-{fingerprint(identity)}",
+            storage=objects.join(config.out, "checkpoints"),
+        )
+
+
+def with_absolute_paths(config: Stage2Config) -> Stage2Config:
+    """The config as workers in other folders can use it."""
+
+    def absolute(uri: str) -> str:
+        if "://" in uri or uri.startswith(("hf-hub:", "random:")) or not uri:
+            return uri
+        return str(objects.local_path(uri).absolute())
+
+    return replace(
+        config,
+        shards=absolute(config.shards),
+        weights=absolute(config.weights),
+        out=absolute(config.out),
+        knn_labels=absolute(config.knn_labels),
+    )
+
+
+def preview(config: Stage2Config) -> int:
+    """Print the config and what would be trained; nothing is written."""
+    print(to_json(config))
+    index = read_index(shards_folder(config.shards))
+    order = EpochOrder(group_rows(index), config.order, 0)
+    steps = total_steps(config, order.num_steps)
+    world = max(1, config.group.workers)
+    print(
+        f"stage2 would train {index.encoder.name} on {index.num_rows:,} patches of "
+        f"{index.counts.num_slides:,} slides: {steps:,} steps of {config.batch_patches:,} patches "
+        f"({config.batch_patches / world:,.0f} a worker), "
+        f"{order.padding_share(world):.2%} of the places are padding"
+    )
+    return ExitCode.COMPLETE
+
+
+def read_facts(out: str) -> Mapping[str, Any]:
+    """`stage2.json` of an output."""
+    found: Mapping[str, Any] = json.loads(objects.read_bytes(objects.join(out, FACTS_FILE)))
+    return found
+
+
+def summary(config: Stage2Config, facts: Mapping[str, Any], elapsed_s: float) -> list[str]:
+    """The end of the job on one screen."""
+    found = facts["metrics"]
+    counts = facts["facts"]["counts"]
+    lines = [
+        f"stage2: complete in {elapsed_s:,.0f} s",
+        f"  trained   {facts['steps_done']:,} steps on {counts['patches']:,} patches of "
+        f"{counts['slides']:,} slides; {facts['bad_rows']:,} rows left out",
+        f"  loss      {found['loss']:.4f} (A {found['loss.a']:.4f}, B {found['loss.b']:.4f}); "
+        f"cosine to the targets {found['cosine.a']:.3f}",
+    ]
+    if "watch.drift" in found:
+        lines.append(
+            f"  features  drift {found['watch.drift']:.3f}, neighbours kept "
+            f"{found['watch.neighbours_kept']:.2f}, effective rank "
+            f"{found['watch.effective_rank_share']:.2f} of the first"
+        )
+    if "knn.balanced_accuracy" in found:
+        lines.append(
+            f"  k-NN      balanced accuracy {found['knn.balanced_accuracy']:.3f} "
+            f"(chance {found['knn.chance']:.3f})"
+        )
+    lines.append(
+        f"  output    {config.out}: encoder.pth, encoder.safetensors, projection.safetensors, "
+        "model_card.md"
+    )
+    return lines

@@ -1,0 +1,261 @@
+"""The one file that knows Ray Train: a training function on every rank of a worker group.
+
+The group restarts from the last checkpoint when a worker or node is lost (`FailureConfig`), as
+often as the caller allows. A node that is announced to be taken away does not count: the ranks
+write a checkpoint and return, and the run goes on at once on the nodes that stay. An error that
+would come again (a NaN, a wrong checkpoint) ends the run without a restart. A run is named by its
+configuration's fingerprint: the same command goes on where it stopped, another one starts afresh.
+"""
+
+import logging
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointConsistencyMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+
+from mstar.errors import InterruptedRunError, MstarError, WorkerError
+from mstar.storage import objects
+from mstar.storage.arrow import arrow_filesystem
+from mstar.training.sessions import (
+    STATE_FILE,
+    Session,
+    TrainState,
+    checkpoint_name,
+    delete_checkpoint,
+    dump_state,
+    found_checkpoints,
+    sizes_of,
+    whole_checkpoints,
+)
+
+log = logging.getLogger("mstar.train")
+
+_LEAVING = "a node is taken away"  # what the ranks return after an announced preemption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupConfig:
+    """The group of workers that a run asks Ray for."""
+
+    workers: int = 0
+    """Ranks; 0 trains in this process, without Ray."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray sets aside for a rank; its reading threads among them."""
+    gpus: bool = False
+    """One GPU for every rank."""
+    max_restarts: int = 3
+    """Restarts from the last checkpoint after a lost worker; preempted nodes do not count."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones are deleted."""
+
+
+class RaySession:
+    """One rank under Ray Train."""
+
+    def __init__(self, folder: str) -> None:
+        """Call in a worker of the group; `folder` is where Ray keeps the run's checkpoints."""
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.leaving = False
+        self._folder = folder
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """The newest checkpoint that all ranks had written.
+
+        Ray's own record lags behind: a worker that dies soon after a save takes that one with it.
+        """
+        chosen = [self._choose() if self.rank == 0 else None]
+        dist.broadcast_object_list(chosen, 0)
+        if chosen[0] is None:
+            yield None
+            return
+        with _checkpoint_at(objects.join(self._folder, chosen[0])).as_directory() as folder:
+            yield Path(folder)
+
+    def save(
+        self, write: Callable[[Path], None], state: TrainState, metrics: Mapping[str, float]
+    ) -> None:
+        """Every rank's files, merged by Ray under a name that no other attempt has."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            write(folder)
+            sizes, attempt = self._of_all_ranks(sizes_of(folder))
+            if self.rank == 0:
+                (folder / STATE_FILE).write_bytes(dump_state(state, sizes))
+            ray.train.report(
+                dict(metrics),
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_dir_name=checkpoint_name(state, attempt),
+            )
+
+    def preempted(self) -> bool:
+        """Whether a node of the group is about to be taken away."""
+        self.leaving = ray.train.get_preemption_info() is not None
+        return self.leaving
+
+    def _of_all_ranks(self, sizes: dict[str, int]) -> tuple[dict[str, int], str]:
+        """The files of all ranks, and a name for this attempt."""
+        mine = (sizes, ray.get_runtime_context().get_actor_id())
+        every: list[Any] = [None] * self.world_size
+        dist.all_gather_object(every, mine)
+        merged = {rel: size for sizes, _ in every for rel, size in sizes.items()}
+        assert len(merged) == sum(len(sizes) for sizes, _ in every), "two ranks write one file"
+        return merged, str(every[0][1])
+
+    def _choose(self) -> str | None:
+        """The newest whole checkpoint; what Ray does not know of besides is deleted."""
+        newest = next(reversed(whole_checkpoints(self._folder)), None)
+        reported = ray.train.get_all_reported_checkpoints(
+            consistency_mode=CheckpointConsistencyMode.COMMITTED
+        )
+        known = {Path(one.checkpoint.path).name for one in reported} | {newest}
+        for name in found_checkpoints(self._folder).keys() - known:
+            delete_checkpoint(self._folder, name)
+        return newest
+
+
+def train_on_ray(
+    train: Callable[[Session, Any], None],
+    config: Any,
+    group: GroupConfig,
+    *,
+    name: str,
+    storage: str,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Run `train(session, config)` on every rank until it is done on all of them.
+
+    name: of the run; a run of this name that stopped before is gone on with.
+    storage: folder for checkpoints, local (then seen by all nodes) or s3://.
+    env: environment variables of the workers.
+
+    Raises:
+        WorkerError: the group failed more often than allowed.
+        MstarError: of a rank, as itself.
+        InterruptedRunError: Ctrl-C; the last checkpoint stays valid.
+    """
+    if objects.is_local(storage):
+        storage = str(objects.local_path(storage).absolute())  # workers are in other folders
+    settings = {"train": train, "config": config, "folder": objects.join(storage, name)}
+    while True:
+        trainer = ray.train.torch.TorchTrainer(
+            _on_rank,
+            train_loop_config=settings,
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if group.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=group.workers,
+                use_gpu=group.gpus,
+                resources_per_worker={"CPU": group.cpus_per_worker},
+            ),
+            run_config=RunConfig(
+                name=name,
+                failure_config=FailureConfig(max_failures=group.max_restarts),
+                checkpoint_config=CheckpointConfig(num_to_keep=group.keep_checkpoints),
+                callbacks=[_NoHopelessRestart()],
+                worker_runtime_env={"env_vars": dict(env or {})},
+                **_storage(storage),
+            ),
+        )
+        if _fit(trainer) != _LEAVING:
+            return
+        log.warning("a node is taken away: going on from the last checkpoint without it")
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer) -> object:
+    """Run the group to its end; what rank 0 returned."""
+    main = threading.current_thread() is threading.main_thread()
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    except SystemExit as error:  # how Ray's own handler of Ctrl-C ends the run, with code 0
+        raise InterruptedRunError("stopped by SIGINT") from error
+    finally:
+        if main:  # Ray leaves its handler behind
+            signal.signal(signal.SIGINT, on_ctrl_c)
+
+
+def _on_rank(settings: Mapping[str, Any]) -> str:
+    session = RaySession(settings["folder"])
+    try:
+        settings["train"](session, settings["config"])
+    except InterruptedRunError:
+        if not session.leaving:
+            raise
+        return _LEAVING  # an error would be counted as a failure
+    return ""
+
+
+class _NoHopelessRestart(UserCallback):  # type: ignore[misc]
+    """Ends the run on an error that would come again; Ray would restart the group regardless."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray's controller with what the ranks raised."""
+        for error in worker_exceptions.values():
+            own = _own_error(error)
+            if own is not None and not own.transient:
+                raise own
+
+
+def _storage(uri: str) -> dict[str, Any]:
+    if objects.is_local(uri):
+        return {"storage_path": uri}
+    return {
+        "storage_path": uri.removeprefix("s3://"),
+        "storage_filesystem": arrow_filesystem(),
+    }
+
+
+def _checkpoint_at(uri: str) -> Checkpoint:
+    if objects.is_local(uri):
+        return Checkpoint.from_directory(objects.local_path(uri))
+    return Checkpoint(uri.removeprefix("s3://"), filesystem=arrow_filesystem())
+
+
+def _cause(error: Exception) -> MstarError:
+    """What the ranks said: our own error when there is one, a failure of the workers else."""
+    failures = getattr(error, "worker_failures", None) or {}
+    said = [*failures.values(), getattr(error, "controller_failure", None), error]
+    own = [found for one in said if (found := _own_error(one)) is not None]
+    if own:
+        return min(own, key=lambda one: one.transient)  # what others did because of it comes later
+    first = next(iter(failures.values()), error)
+    return WorkerError(f"the training workers failed: {first}. The same command goes on.")
+
+
+def _own_error(error: BaseException | None) -> MstarError | None:
+    """The first error of ours along the chain of causes."""
+    while error is not None:
+        if isinstance(error, MstarError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device, for a run without Ray."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,294 @@
+"""Pieces read from disk and from an object store, and what is said of broken shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mstar.data.shards.format import ShardIndex, encode_targets, shard_schema
+from mstar.data.shards.order import EpochOrder, OrderConfig
+from mstar.data.shards.read_ahead import ReadAhead
+from mstar.data.shards.reader import Piece, PieceTable, ShardReader, group_rows
+from mstar.errors import StorageError
+from mstar.storage import objects, retry
+from support.s3 import CountingProxy, Fault, make_bucket, s3_environment
+from support.shard_sets import write_shard_set
+
+ORDER = OrderConfig(batch_size=8, lanes=4)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> tuple[str, ShardIndex]:
+    """150 rows in three shards of row groups of 16."""
+    return str(tmp_path), write_set(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: str) -> tuple[str, ShardIndex]:
+    """The same set in a bucket."""
+    folder = f"{make_bucket('shard-reader')}/{secrets.token_hex(4)}"
+    return folder, write_set(folder)
+
+
+@pytest.fixture(scope="module")
+def _proxy(s3_server: str) -> Iterator[CountingProxy]:
+    with CountingProxy(s3_server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(_proxy: CountingProxy) -> Iterator[CountingProxy]:
+    """The server through a proxy; one for the module, since a new client takes a second."""
+    _proxy.reset()
+    with s3_environment(_proxy.endpoint):
+        yield _proxy
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry.RetryPolicy, "wait_s", lambda *_: 0.0)
+
+
+def write_set(folder: str) -> ShardIndex:
+    return write_shard_set(folder, num_rows=150, rows_per_group=16, rows_per_shard=60)
+
+
+def table_of(index: ShardIndex) -> PieceTable:
+    return PieceTable(index, EpochOrder(group_rows(index), ORDER, epoch=0).pieces(0, 1))
+
+
+def expected_rows(folder: str, piece: Piece) -> pa.Table:
+    data = objects.read_bytes(objects.join(folder, piece.shard))
+    group = pq.ParquetFile(pa.BufferReader(data)).read_row_group(piece.group)
+    return group.slice(piece.first, piece.stop - piece.first)
+
+
+def check_all(folder: str, index: ShardIndex) -> None:
+    """Every piece is what Arrow's own reader finds there."""
+    reader, pieces = ShardReader(folder), table_of(index)
+    assert len(pieces) >= 10
+    for number in range(len(pieces)):
+        found = reader.read(pieces[number])
+        assert found.rows is not None
+        assert found.fault == ""
+        assert pa.Table.from_batches([found.rows]).equals(expected_rows(folder, pieces[number]))
+
+
+def test_pieces_from_disk_are_what_arrow_reads(disk: tuple[str, ShardIndex]) -> None:
+    check_all(*disk)
+
+
+def test_pieces_from_an_object_store_are_what_arrow_reads(bucket: tuple[str, ShardIndex]) -> None:
+    check_all(*bucket)
+
+
+def test_a_small_footer_guess_only_costs_a_request(
+    bucket: tuple[str, ShardIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mstar.data.shards.reader.FOOTER_GUESS_BYTES", 16)
+    monkeypatch.setattr("mstar.data.shards.reader.FOOTER_CACHE_BYTES", 1)  # one is always held
+    check_all(*bucket)
+
+
+def test_a_remote_piece_is_one_request_of_its_row_group(
+    bucket: tuple[str, ShardIndex], proxy: CountingProxy
+) -> None:
+    folder, index = bucket
+    reader, pieces = ShardReader(folder), table_of(index)
+    for number in range(len(pieces)):
+        reader.read(pieces[number])  # the footers are held from here on
+    for number in range(len(pieces)):
+        proxy.reset()
+        found = reader.read(pieces[number])
+        assert found.rows is not None
+        assert sum(proxy.served.requests.values()) == 1
+        assert proxy.bytes_served < 1.5 * index.shards[0].num_bytes / 4
+
+
+def test_readers_travel_to_other_processes(disk: tuple[str, ShardIndex]) -> None:
+    folder, index = disk
+    reader = pickle.loads(pickle.dumps(ShardReader(folder, patience_s=5, verify_checksums=False)))
+    assert reader.arguments == (folder, 5, False)
+    assert reader.read(table_of(index)[0]).rows is not None
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _spoil_the_footer(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-40:-8] = b"\xff" * 32
+    path.write_bytes(data)
+
+
+def _spoil_the_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8] + b"\xff\xff\xff\x7fPAR1")
+
+
+def _write_other_columns(path: Path) -> None:
+    table = pq.read_table(path, columns=["jpeg"])
+    pq.write_table(table, path, row_group_size=16, compression="none")
+
+
+def _write_other_groups(path: Path) -> None:
+    pq.write_table(pq.read_table(path), path, row_group_size=30, compression="none")
+
+
+BREAKAGES: dict[str, Callable[[Path], None]] = {
+    "bytes, got": _truncate,
+    "": _spoil_the_footer,  # in Arrow's words
+    "Parquet": _spoil_the_end,
+    "got jpeg binary": _write_other_columns,
+    "row groups, got": _write_other_groups,
+    "not there": Path.unlink,
+}
+
+
+@pytest.mark.parametrize(("words", "spoil"), BREAKAGES.items())
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_broken_shard_is_told_and_the_others_are_read(
+    words: str,
+    spoil: Callable[[Path], None],
+    remote: bool,
+    disk: tuple[str, ShardIndex],
+    request: pytest.FixtureRequest,
+) -> None:
+    folder, index = disk
+    victim = Path(folder) / index.shards[1].name
+    spoil(victim)
+    if victim.exists() and words != "bytes, got":  # only the size is to be at fault there
+        index = _with_size(index, victim)
+    if remote:
+        folder = _uploaded(folder, request)
+    reader, pieces = ShardReader(folder), table_of(index)
+    for number in range(len(pieces)):
+        found = reader.read(pieces[number])
+        is_bad = pieces[number].shard == victim.name
+        assert (found.rows is None) == bool(found.fault) == is_bad
+        assert not is_bad or words in found.fault
+
+
+def _with_size(index: ShardIndex, victim: Path) -> ShardIndex:
+    shards = [
+        replace(shard, num_bytes=victim.stat().st_size) if shard.name == victim.name else shard
+        for shard in index.shards
+    ]
+    return replace(index, shards=tuple(shards))
+
+
+def _uploaded(folder: str, request: pytest.FixtureRequest) -> str:
+    request.getfixturevalue("s3_server")
+    remote = f"{make_bucket('shard-reader')}/{secrets.token_hex(4)}"
+    for info in objects.list_files(folder):
+        objects.put_file(info.uri, objects.join(remote, info.rel))
+    return remote
+
+
+def test_a_flipped_bit_is_found_where_pages_carry_checksums(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "jpeg": pa.array([secrets.token_bytes(500) for _ in range(16)], pa.binary()),
+            "slide_id": ["a"] * 16,
+            "case_id": ["b"] * 16,
+            "x_l0": pa.array(range(16), pa.int32()),
+            "y_l0": pa.array(range(16), pa.int32()),
+            "target": encode_targets(np.zeros((16, 4), np.float16)),
+        },
+        schema=shard_schema(4),
+    )
+    path = tmp_path / "shard-00000.parquet"
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 1
+    path.write_bytes(data)
+    piece = Piece(
+        number=0,
+        shard=path.name,
+        shard_bytes=len(data),
+        shard_groups=1,
+        group=0,
+        group_rows=16,
+        first=0,
+        stop=16,
+        target_dim=4,
+    )
+    assert "checksum" in ShardReader(str(tmp_path)).read(piece).fault.lower()
+    unverified = ShardReader(str(tmp_path), verify_checksums=False).read(piece)
+    assert unverified.rows is not None
+
+
+def test_cut_connections_and_refusals_change_nothing(
+    bucket: tuple[str, ShardIndex], proxy: CountingProxy, no_waiting: None
+) -> None:
+    folder, index = bucket
+    proxy.inject(Fault(kind="503", times=5))
+    proxy.inject(Fault(kind="cut", times=2, after_bytes=300))
+    before = retry.retries_made()
+    check_all(folder, index)
+    assert retry.retries_made() == before + 7
+
+
+def test_storage_that_is_away_longer_than_a_call_waits_is_waited_for(
+    bucket: tuple[str, ShardIndex], proxy: CountingProxy, no_waiting: None
+) -> None:
+    folder, index = bucket
+    piece = table_of(index)[0]
+    assert retry.DEFAULT_POLICY.tries < 12
+    proxy.inject(Fault(kind="503", method="HEAD", times=12))
+    proxy.inject(Fault(kind="503", method="GET", times=12))
+    found = ShardReader(folder, patience_s=60).read(piece)
+    assert found.rows is not None
+    proxy.inject(Fault(kind="503", times=12))
+    with pytest.raises(StorageError, match="503"):
+        ShardReader(folder, patience_s=0).read(piece)
+
+
+def test_an_object_replaced_under_way_is_an_error_at_once(
+    bucket: tuple[str, ShardIndex], proxy: CountingProxy
+) -> None:
+    folder, index = bucket
+    piece = table_of(index)[0]
+    copy = f"{folder}-copy"
+    uri = objects.join(copy, piece.shard)
+    data = objects.read_bytes(objects.join(folder, piece.shard))
+    objects.write_whole(uri, data)
+    reader = ShardReader(copy, patience_s=60)
+    assert reader.read(piece).rows is not None
+    objects.write_whole(uri, data[:-1] + b"2")
+    with pytest.raises(StorageError, match="replaced while it was read"):
+        reader.read(piece)
+
+
+def test_reading_ahead_keeps_the_order_and_the_bound(disk: tuple[str, ShardIndex]) -> None:
+    folder, index = disk
+    pieces = table_of(index)
+    most_bytes = max(pieces.size_bytes(number) for number in range(len(pieces)))
+    for bound in (1, 3 * most_bytes, 10**9):
+        ahead = ReadAhead(ShardReader(folder), pieces, ahead_bytes=bound, threads=3)
+        found = [rows.piece.number for rows in ahead]
+        ahead.close()
+        assert found == list(range(len(pieces)))
+        assert ahead.held_bytes == 0
+        assert ahead.most_held_bytes <= max(bound, most_bytes)
+    assert ahead.most_held_bytes > 5 * most_bytes  # without a bound it does read on
+
+
+def test_sizes_of_pieces_add_up_to_the_shards(disk: tuple[str, ShardIndex]) -> None:
+    folder, index = disk
+    pieces = table_of(index)
+    total = sum(pieces.size_bytes(number) for number in range(len(pieces)))
+    on_disk = sum((Path(folder) / shard.name).stat().st_size for shard in index.shards)
+    assert total == pytest.approx(on_disk, rel=0.02)
+    rows = json.loads((Path(folder) / "index.json").read_text())["num_rows"]
+    assert sum(pieces[n].stop - pieces[n].first for n in range(len(pieces))) == rows
