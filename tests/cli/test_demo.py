@@ -20,10 +20,15 @@ def test_the_demo_runs(real_slide: Path, tmp_path: Path) -> None:
         [*command, str(tmp_path / "demo")], env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.count("look at") == 4
+    assert ended.stdout.count("look at") == 11
     out = tmp_path / "demo"
     assert len(read_features(out / "features" / "cmu_small_region.h5", check="full").features) > 30
     assert (out / "grids" / "cmu_small_region.jpg").stat().st_size > 10_000
     assert (out / "grids" / "cmu_small_region.geojson").is_file()
     assert list(out.glob("export/trident/*/features_vit_tiny/*.h5"))
     assert (out / "features" / "mlflow.db").is_file()
+    assert (out / "cohort" / "check.png").stat().st_size > 10_000
+    for name in ("aggregator", "text_encoder", "gene_encoder"):
+        assert (out / "stage1" / f"{name}.safetensors").is_file()
+    assert (out / "targets" / "shards" / "preview.jpg").stat().st_size > 10_000
+    assert (out / "stage2" / "encoder.safetensors").is_file()

@@ -25,7 +25,9 @@ def manifest(tmp_path: Path, extra: str = "") -> str:
     return str(path)
 
 
-def cohort(spec: str, ledger: FailureLedger, run_id: str = "now", *, retry: bool = False) -> SlideQueue:
+def cohort(
+    spec: str, ledger: FailureLedger, run_id: str = "now", *, retry: bool = False
+) -> SlideQueue:
     return SlideQueue(spec, ledger=ledger, run_id=run_id, retry_failed=retry)
 
 

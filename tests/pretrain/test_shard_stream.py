@@ -17,7 +17,8 @@ from mstar.data.shards.batches import Seat
 from mstar.data.shards.decode import PatchBatch
 from mstar.data.shards.format import read_index
 from mstar.data.shards.order import NO_ROW, Cursor, EpochOrder, OrderConfig
-from mstar.data.shards.reader import PieceTable, ShardReader, group_rows
+from mstar.data.shards.pieces import PieceTable, group_rows
+from mstar.data.shards.reader import ShardReader
 from mstar.errors import ConfigError, StorageError, TrainingError
 from mstar.pretrain import shard_pieces
 from mstar.pretrain.shard_pieces import RayPieces, RayReaders, read_pieces, take_pieces
@@ -175,18 +176,24 @@ def test_ranks_have_equally_many_rows_at_every_step(folder: Path) -> None:
 
 
 def test_a_stream_that_is_closed_early_leaves_no_thread(folder: Path) -> None:
-    before = threading.active_count()
+    assert _own_threads() == []
     stream = open_stream(str(folder), ORDER, Cursor(), Seat(), THREADS)
     assert isinstance(stream, PatchStream)
     step, _ = next(iter(stream))
     assert step == 0
+    assert len(_own_threads()) >= 3
     stream.close()
     stream.close()
     assert list(stream) == []
     deadline_s = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline_s:
+    while _own_threads() and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    assert threading.active_count() == before
+    assert _own_threads() == []
+
+
+def _own_threads() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith(("shard-stream", "decode", "read-ahead"))]
 
 
 def test_the_trainers_wait_is_measured(folder: Path) -> None:

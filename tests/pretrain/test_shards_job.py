@@ -238,8 +238,7 @@ def test_a_run_stopped_at_any_write_goes_on_to_the_same_bytes(
     stops = 0
     while not (shards_of(config) / "index.json").exists():
         with pytest.MonkeyPatch.context() as patch:
-            # the first write is done, the second one kills: a unit, a shard, a record, the index…
-            _fail_at(patch, 2)
+            _fail_at(patch, stops + 1)  # a unit, a shard, a record, the preview, the index
             with suppress(_Killed):
                 write_shards(config)
         stops += 1
@@ -461,7 +460,7 @@ def test_a_slide_that_the_cohort_lacks_is_named(config: ShardsConfig, tmp_path: 
     ("settings", "message"),
     [
         ({"quality": 0}, "quality: expected 1 to 100"),
-        ({"shard_mb": 600, "memory_mb": 1000}, "at most half of memory_mb"),
+        ({"shard_mb": 300, "memory_mb": 1000}, "at most a quarter of memory_mb"),
         ({"max_left_out": "many"}, "max-failures"),
     ],
 )

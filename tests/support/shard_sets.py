@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,22 @@ ENCODER = ShardEncoder(
     interpolation="bilinear",
     transform="resize 32 bilinear-aa-uint8",
 )
+
+
+def untrained_encoder(name: str = "vit_micro") -> ShardEncoder:
+    """The record of an encoder with the weights random:0, which a stage 2 can start from."""
+    from mstar.models.patch_encoders import find_encoder, prepare_weights
+
+    spec = find_encoder(name)
+    return replace(
+        ENCODER,
+        name=name,
+        weights_sha256=prepare_weights(name, "random:0").sha256,
+        dim=spec.dim,
+        input_px=spec.input_px,
+        interpolation=spec.interpolation,
+        transform=spec.transform,
+    )
 
 
 def patch_image(slide: int, row: int, patch_px: int) -> np.ndarray:
@@ -67,10 +85,13 @@ def write_shard_set(
     patch_px: int = 32,
     num_slides: int = 5,
     seed: int = 0,
+    encoder: ShardEncoder = ENCODER,
+    spoil: Callable[[list[SlideRows]], None] | None = None,
 ) -> ShardIndex:
     """Write shards of made-up rows into `folder` (that is T/shards) and return their index.
 
     Shards have equally many row groups, so `rows_per_shard` is the most a shard holds, nearly.
+    spoil: changes the rows before they are written.
     """
     layout = ShardLayout(target_dim=target_dim, rows_per_group=rows_per_group)
     sizes = [len(part) for part in np.array_split(np.arange(num_rows), num_slides)]
@@ -78,6 +99,8 @@ def write_shard_set(
         slide_rows(slide, size, target_dim=target_dim, patch_px=patch_px, seed=seed)
         for slide, size in enumerate(sizes)
     ]
+    if spoil is not None:
+        spoil(slides)
     heap = RowHeap([make_batch(rows, seed=seed) for rows in slides], target_dim)
     count = -(-num_rows // rows_per_shard)
     where = str(folder)
@@ -89,7 +112,7 @@ def write_shard_set(
         num_rows=total_rows([shard.info for shard in written]),
         target_dim=target_dim,
         patch_px=patch_px,
-        encoder=ENCODER,
+        encoder=encoder,
         shards=tuple(shard.info for shard in written),
         counts=ShardCounts(
             passed_through=0,
@@ -99,8 +122,8 @@ def write_shard_set(
             num_cases=len({rows.case_id for rows in slides}),
             jpeg_bytes=sum(len(jpeg) for rows in slides for jpeg in rows.jpegs),
         ),
-        target_mean=tuple(mean.tolist()),
-        target_std=tuple(std.tolist()),
+        target_mean=tuple(np.nan_to_num(mean).tolist()),  # a spoilt target is the reader's to find
+        target_std=tuple(np.nan_to_num(std).tolist()),
     )
     objects.write_whole(objects.join(where, INDEX), dump_index(index))
     return index

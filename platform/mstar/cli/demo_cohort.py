@@ -1,4 +1,4 @@
-"""The demo's steps on a generated cohort: cases with slides, reports, expression; then stage 1."""
+"""The demo's steps on a generated cohort of three modalities, up to both pretraining stages."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +11,26 @@ from mstar.data.reports import read_reports
 from mstar.data.splits.preset import PresetConfig
 from mstar.embed import job
 from mstar.embed.config import EmbedConfig
-from mstar.pretrain import stage1
+from mstar.pretrain import stage1, stage2, targets_job
 from mstar.pretrain.small_text_encoder import write_small_text_encoder
+from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.targets_config import TargetsConfig
 from mstar.recipes import stage1 as stage1_recipes
+from mstar.recipes import stage2 as stage2_recipes
+from mstar.recipes import targets as targets_recipes
 
 CASES = 24
 
 
 def cohort_steps(embed: EmbedConfig, out: Path) -> list[Step]:
-    """Make a cohort, look at it, embed it, and align its modalities.
+    """Make a cohort, look at it, embed it, align its modalities, teach the patch encoder.
 
-    embed: how the demo embeds; its store takes the cohort's slides too.
+    embed: how the demo embeds; the cohort gets a store of its own, with grids made on the fly.
     """
     cohort = out / "cohort"
+    embed = replace(
+        embed, slides=str(cohort / "slides.csv"), out=str(out / "cohort-features"), grids=None
+    )
     return [
         Step(
             title=f"mstar cohort generate: {CASES} cases with a known truth",
@@ -38,11 +45,9 @@ def cohort_steps(embed: EmbedConfig, out: Path) -> list[Step]:
             do=lambda: expect_complete(split_job.run(split_config(cohort))),
         ),
         Step(
-            title="mstar embed: the cohort's slides into the same store",
-            look=f"{embed.out}: one .h5 a slide, beside the real one",
-            do=lambda: expect_complete(
-                job.run(replace(embed, slides=str(cohort / "slides.csv"), grids=None))
-            ),
+            title="mstar embed: the cohort's slides",
+            look=f"{embed.out}: one .h5 a slide",
+            do=lambda: expect_complete(job.run(embed)),
         ),
         Step(
             title="mstar cohort check: counts, modality pairs, and what is wrong",
@@ -56,7 +61,47 @@ def cohort_steps(embed: EmbedConfig, out: Path) -> list[Step]:
             look=f"{out / 'stage1'}: the encoders, curves.png, retrieval.png, MLflow",
             do=lambda: expect_complete(run_stage1(cohort, embed.out, out)),
         ),
+        Step(
+            title="mstar targets: what the aggregator makes of every patch, and patch shards",
+            look=f"{out / 'targets'}: targets/, shards/ and shards/preview.jpg",
+            do=lambda: expect_complete(targets_job.run(targets_config(embed, cohort, out))),
+        ),
+        Step(
+            title="mstar stage2: teach the patch encoder, a few steps",
+            look=f"{out / 'stage2'}: encoder.safetensors, model_card.md, curves.png, MLflow",
+            do=lambda: expect_complete(stage2.run(stage2_config(embed, out))),
+        ),
     ]
+
+
+def targets_config(embed: EmbedConfig, cohort: Path, out: Path) -> TargetsConfig:
+    """A target for every patch of the pretraining cases."""
+    recipe = targets_recipes.laptop()
+    return replace(
+        recipe,
+        shard=replace(recipe.shard, weights=embed.weights),
+        cohort=str(cohort),
+        features=embed.out,
+        aggregator=str(out / "stage1"),
+        out=str(out / "targets"),
+    )
+
+
+def stage2_config(embed: EmbedConfig, out: Path) -> Stage2Config:
+    """Six steps from the weights that made the features."""
+    return replace(
+        stage2_recipes.laptop(),
+        shards=str(out / "targets"),
+        weights=str(embed.weights),
+        out=str(out / "stage2"),
+        batch_patches=32,
+        micro_batch=32,
+        lanes=4,
+        lr=2e-5,
+        max_steps=6,
+        watch_every_steps=3,
+        probe_patches=32,
+    )
 
 
 def split_config(cohort: Path) -> SplitConfig:

@@ -87,6 +87,11 @@ JOBS = {
         run="mstar.pretrain.stage2:run",
         recipes="mstar.recipes.stage2",
     ),
+    "ablate": Job(
+        summary="is it the method that makes the encoder better? arms on generated cohorts",
+        run="mstar.cli.ablate:run",
+        recipes="mstar.recipes.ablate",
+    ),
     "export": Job(
         summary="features → the layout of CLAM, mSTAR, TRIDENT or STAMP",
         run="mstar.cli.exchange:export_features",

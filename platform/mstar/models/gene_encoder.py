@@ -87,6 +87,8 @@ class GeneEncoder(nn.Module):
         else:
             self.register_buffer("gene_table", table)
         self.expression = nn.Embedding(config.expression_tokens, config.dim)
+        if config.gene_vectors == "learned":
+            _start_in_order(self.expression.weight)
         self.performer = _performer(config)
         self.norm = nn.LayerNorm(config.dim)
         self.proj_gene = nn.Linear(config.dim, config.output_dim)
@@ -173,6 +175,18 @@ def _attend(
     mixed = favor_attention(queries, keys, values, projection)
     result: Tensor = attention.to_out(mixed.transpose(1, 2).flatten(2))
     return result
+
+
+@torch.no_grad()
+def _start_in_order(expression: Float[Tensor, "token dim"]) -> None:
+    """A random walk along the bins, as long as a learned name.
+
+    Neighbouring bins start alike, so that a gene that is a little higher looks a little different;
+    with vectors drawn apart the encoder is a hash, which learns its training cases by heart. At the
+    usual length of sqrt(dim) a token would hardly tell which gene it is.
+    """
+    num_tokens, dim = expression.shape
+    expression.copy_(torch.randn(num_tokens, dim).cumsum(0) / math.sqrt(num_tokens * dim))
 
 
 def _performer(config: GeneEncoderConfig) -> Any:

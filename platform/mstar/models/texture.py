@@ -17,6 +17,7 @@ neighbourhoods: turning a patch by a quarter or mirroring it changes nothing but
 nothing to train and nothing random; `texture_table` names every measure.
 """
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -80,7 +81,9 @@ class TextureEncoder(nn.Module):
         """
         at_once = 1 if images.device.type == "cpu" else len(images)
         with _in_float32(images.device.type):
-            raw = [self._scaled(self.measure(part)) for part in images.float().split(at_once)]
+            raw = [
+                self._scaled(self.measure(part)) for part in torch.split(images.float(), at_once)
+            ]
         return torch.cat(raw)
 
     def measure(self, images: Float[Tensor, "batch 3 height width"]) -> Scalars:
@@ -91,7 +94,7 @@ class TextureEncoder(nn.Module):
         density = avg_pool2d(density, 2)
         eosin = torch.einsum("c,bchw->bhw", self.unmix[1], density)
         levels = [h, *self._blurred(h)]
-        bands = [a - b for a, b in zip(levels, levels[1:], strict=False)]
+        bands = [a - b for a, b in itertools.pairwise(levels)]
         nuclei = torch.sigmoid(30 * (levels[2] - levels[1 + _SURROUND]))
         found = _colour(density, h, eosin)
         found |= self._eosin(eosin)
@@ -121,7 +124,7 @@ class TextureEncoder(nn.Module):
         total = _mean(eosin.clamp_min(0)) + 0.01
         return {
             f"eosin.band{i}": _spread(a - b) / total
-            for i, (a, b) in enumerate(zip(levels, levels[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(levels))
         }
 
     def _scaled(self, found: Scalars) -> Float[Tensor, "batch measure"]:
@@ -157,7 +160,8 @@ def _bands(h: Map, fine: list[Map], bands: list[Map], nuclei: Map) -> Scalars:
         found[f"band{i}.energy"] = (size / (density + 0.02)).log()
     for i, band in enumerate(fine):
         found[f"band{i}.skew"] = _mean(_halved(band**3) * nuclei) / area / sizes[i] ** 3
-    for i, j in ((i, j) for i in range(len(fine)) for j in range(i + 1, len(every))):
+    pairs = [(a, b) for a in range(len(fine)) for b in range(a + 1, len(every))]
+    for i, j in pairs:
         product = every[i] * every[j] if j > 1 else _halved(fine[0] * fine[1])
         found[f"bands{i}{j}.correlation"] = _mean(product * nuclei) / area / (sizes[i] * sizes[j])
     return found

@@ -17,7 +17,8 @@ from ray.data import ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError
 
 from mstar.data.shards.format import shard_schema
-from mstar.data.shards.reader import Piece, PieceRows, PieceTable, ShardReader
+from mstar.data.shards.pieces import Piece, PieceRows, PieceTable
+from mstar.data.shards.reader import ShardReader
 from mstar.errors import StorageError, WorkerError
 
 CHAPTER_TASKS = 4096

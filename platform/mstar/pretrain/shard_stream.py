@@ -24,8 +24,9 @@ from mstar.data.shards.decode import JpegDecoder, PatchBatch
 from mstar.data.shards.faults import FaultLedger
 from mstar.data.shards.format import ShardIndex, read_index, shards_folder
 from mstar.data.shards.order import Cursor, EpochOrder, OrderConfig
+from mstar.data.shards.pieces import PieceRows, PieceTable, group_rows
 from mstar.data.shards.read_ahead import ReadAhead
-from mstar.data.shards.reader import PieceRows, PieceTable, ShardReader, group_rows
+from mstar.data.shards.reader import ShardReader
 from mstar.errors import ConfigError
 from mstar.pretrain.shard_pieces import RayPieces, RayReaders
 

@@ -60,10 +60,10 @@ class ShardSettings:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"{name}: expected {least} to {most}, got {value}")
-        if 2 * self.shard_mb > self.memory_mb:
+        if 4 * self.shard_mb > self.memory_mb:
             raise ConfigError(
-                f"shard_mb: expected at most half of memory_mb ({self.memory_mb}), since a shard "
-                f"is put together in memory; got {self.shard_mb}"
+                f"shard_mb: expected at most a quarter of memory_mb ({self.memory_mb}), since a "
+                f"shard is put together in memory; got {self.shard_mb}"
             )
 
 

@@ -179,12 +179,12 @@ def shape_of(settings: ShardSettings, about_rows: int, jpeg_bytes: float, dim: i
     """How to cut the shuffle, given what a stored image takes on average.
 
     A bucket takes half of a worker's memory (the shard that is put together takes most of the
-    rest), a unit of pass 1 a quarter (it is held twice).
+    rest), a unit of pass 1 a fifth (it is held as rows, and as the file that is put together).
     """
     row_bytes = int(jpeg_bytes) + 2 * dim + _TEXT_BYTES
     memory = settings.memory_mb * MB
     buckets = -(-int(_SLACK * about_rows * row_bytes) // (memory // 2))
-    most_rows = max(1, memory // 4 // row_bytes)
+    most_rows = max(1, memory // 5 // row_bytes)
     return ShuffleShape(
         num_buckets=min(max(1, buckets), MAX_BUCKETS),
         unit_rows=min(most_rows, max(_LEAST_UNIT_ROWS, about_rows // _UNITS)),

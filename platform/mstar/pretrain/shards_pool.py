@@ -8,8 +8,9 @@ from functools import partial
 import pyarrow as pa
 
 from mstar.pretrain.shards_config import ShardsConfig
+from mstar.pretrain.shards_pieces import ShardsPlan
 from mstar.pretrain.shards_plan import Unit, unit_of, units_table
-from mstar.pretrain.shards_worker import BucketTask, ShardsPlan, ShardsWorker, UnitTally
+from mstar.pretrain.shards_worker import BucketTask, ShardsWorker, UnitTally
 from mstar.training.actor_pool import PoolShape, run_pool
 from mstar.training.cluster import ClusterShape, ray_session
 from mstar.training.interrupts import stop_on_sigterm

@@ -17,6 +17,7 @@ from mstar.data.shards.pixels import StoredPatch
 from mstar.errors import FeatureError, PatchError, SlideError
 from mstar.features.files import map_features
 from mstar.models.patch_encoders import LoadedEncoder, load_encoder, prepare_weights
+from mstar.pretrain.shards_pieces import OpenPiece, PieceOpener, ShardsPlan
 from mstar.pretrain.shards_plan import (
     Piece,
     ShardSlide,
@@ -25,7 +26,6 @@ from mstar.pretrain.shards_plan import (
     make_cache,
     shape_of,
 )
-from mstar.pretrain.shards_worker import OpenPiece, PieceOpener, ShardsPlan
 from mstar.slides.raw_tiles import decode
 
 _SLIDES = 8  # staging more would cost more than it tells

@@ -1,23 +1,19 @@
 """Where a stage-1 run goes on from: its newest checkpoint, if nothing it depends on has changed."""
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from mstar.config import differences, to_dict
 from mstar.errors import CheckpointError
-from mstar.pretrain.stage1_cases import BadInput
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.storage import objects
 from mstar.training.engines import EngineConfig
 from mstar.training.sessions import LocalSession, Session, TrainState, read_state
 
 log = logging.getLogger("mstar.stage1")
-
-_BAD_FILE = "found_bad-{rank}.json"
 
 
 def run_name(config: Stage1Config) -> str:
@@ -96,15 +92,3 @@ def _say_what_changed(found: TrainState, config: Stage1Config, session: Session)
     engine = EngineConfig(**found.extra["engine"])
     for line in differences(engine, config.engine):
         log.warning("engine changed: %s", line.replace("expected", "was").replace("found", "is"))
-
-
-def write_found_bad(folder: Path, found: Sequence[BadInput], rank: int) -> None:
-    """Keep in a checkpoint which inputs have turned out unusable."""
-    path = folder / _BAD_FILE.format(rank=rank)
-    path.write_text(json.dumps([to_dict(one) for one in found]))
-
-
-def read_found_bad(folder: Path | None) -> list[BadInput]:
-    """What `write_found_bad` of all ranks wrote."""
-    paths = sorted(folder.glob(_BAD_FILE.format(rank="*"))) if folder is not None else []
-    return [BadInput(**one) for path in paths for one in json.loads(path.read_text())]

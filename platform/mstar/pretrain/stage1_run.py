@@ -3,18 +3,15 @@
 `train` is what every worker of the group runs, and what a run without Ray calls directly.
 """
 
-import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from jaxtyping import Int64
 
-from mstar.errors import FeatureError, InterruptedRunError, TrainingError
+from mstar.errors import InterruptedRunError
 from mstar.losses.cases import MODALITIES, CaseEmbeddings
 from mstar.losses.stage1 import stage1_loss
 from mstar.models.multimodal import LARGEST_SCALE, MultimodalModel
@@ -22,37 +19,25 @@ from mstar.pretrain.batch_plan import share_of
 from mstar.pretrain.cached_step import Chunk, cached_step, loss_metrics
 from mstar.pretrain.retrieval import uniformity
 from mstar.pretrain.stage1_batches import Ahead, CaseInputs, chunks_of, spread
-from mstar.pretrain.stage1_cases import BadInput, Stage1Cases, choose_cases
+from mstar.pretrain.stage1_cases import Stage1Cases, choose_cases
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_export import Exporter
 from mstar.pretrain.stage1_facts import facts_of, input_digests
+from mstar.pretrain.stage1_found_bad import FoundBad
 from mstar.pretrain.stage1_log import RunLog
 from mstar.pretrain.stage1_model import build_model, build_optimizer
 from mstar.pretrain.stage1_plan import StepPlan
-from mstar.pretrain.stage1_resume import (
-    newest_checkpoint,
-    read_found_bad,
-    start_state,
-    write_found_bad,
-)
-from mstar.pretrain.stage1_sources import feature_dim, fitted_bins, open_inputs
-from mstar.pretrain.stage1_validate import (
-    Validation,
-    class_vectors,
-    embed_cases,
-    measure,
-    near_duplicates,
-)
+from mstar.pretrain.stage1_resume import newest_checkpoint, start_state
+from mstar.pretrain.stage1_sources import duplicates_of, feature_dim, fitted_bins, open_inputs
+from mstar.pretrain.stage1_summary import header
+from mstar.pretrain.stage1_validate import Validation, class_vectors, embed_cases, measure
 from mstar.pretrain.stage1_watch import Stage1Watch
-from mstar.training.engines import Engine, make_engine, world_size
-from mstar.training.exit_codes import allowed_failures
+from mstar.training.engines import Engine, make_engine
 from mstar.training.loop import Loop, LoopConfig
 from mstar.training.optimizers import set_rates, warmup_cosine
 from mstar.training.sessions import Session, TrainState
 from mstar.training.step_progress import StepProgress
 from mstar.training.tracking import start_tracking
-
-log = logging.getLogger("mstar.stage1")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +53,7 @@ class Stage1:
     duplicates: Int64[np.ndarray, " case"]
     state: TrainState
     exporter: Exporter
-    found_bad: dict[tuple[str, str], BadInput]
+    found_bad: FoundBad
     validation: Validation | None = None
 
     @property
@@ -87,9 +72,9 @@ def train(session: Session, config: Stage1Config) -> None:
         run = prepare(session, config, run_log)
         try:
             ended = go(run, run_log)
-            merge_found_bad(run)
+            run.found_bad.merge()
             if session.rank == 0:
-                run.exporter.finish(run.model, ended, run.validation, run.found_bad.values())
+                run.exporter.finish(run.model, ended, run.validation, run.found_bad)
         except (InterruptedRunError, KeyboardInterrupt):
             run.exporter.tracker.finish("KILLED")
             raise
@@ -100,8 +85,8 @@ def train(session: Session, config: Stage1Config) -> None:
 
 def prepare(session: Session, config: Stage1Config, run_log: RunLog | None) -> Stage1:
     """Open the inputs, build the model, and take up the newest checkpoint."""
-    found_bad: dict[tuple[str, str], BadInput] = {}
-    inputs, sources = open_inputs(config, lambda one: note_bad(found_bad, one))
+    found_bad = FoundBad(config=config)
+    inputs, sources = open_inputs(config, found_bad.note)
     cases = choose_cases(config, sources)
     plan = StepPlan.of(config, cases.train)
     guaranteed = plan.check()
@@ -119,7 +104,7 @@ def prepare(session: Session, config: Stage1Config, run_log: RunLog | None) -> S
             grad_clip=config.optimizer.grad_clip,
             resume=folder,
         )
-        found_bad |= {(one.case_id, one.modality): one for one in read_found_bad(folder)}
+        found_bad.read(folder)
     exporter = Exporter(
         config=config,
         facts=facts_of(config, cases, digests, guaranteed, num_steps=plan.num_steps),
@@ -146,21 +131,6 @@ def prepare(session: Session, config: Stage1Config, run_log: RunLog | None) -> S
     )
 
 
-def note_bad(found: dict[tuple[str, str], BadInput], one: BadInput) -> None:
-    """Name an unusable input the first time it is met."""
-    if (one.case_id, one.modality) not in found:
-        found[one.case_id, one.modality] = one
-        log.warning("left out: case %s, %s: %s", one.case_id, one.modality, one.reason)
-
-
-def duplicates_of(cases: Stage1Cases, inputs: CaseInputs) -> Int64[np.ndarray, " case"]:
-    """Which validation cases have near-duplicate reports."""
-    if inputs.tokenizer is None:
-        return np.arange(len(cases.val))
-    reports = [one.case.report if "text" in one.modalities else None for one in cases.val]
-    return near_duplicates(reports, inputs.token_ids.__getitem__)
-
-
 def go(run: Stage1, run_log: RunLog | None) -> TrainState:
     """The loop, from the run's state to the end."""
     config, session, num_steps = run.config, run.session, run.plan.num_steps
@@ -173,7 +143,7 @@ def go(run: Stage1, run_log: RunLog | None) -> TrainState:
     watch = Stage1Watch(max_scale=LARGEST_SCALE)
     progress = None
     if run_log is not None:
-        run_log.say(header(run))
+        run_log.say(header(config, run.cases, num_steps, session))
         progress = StepProgress(
             "stage1", num_steps=num_steps, steps_done=run.state.step, say=run_log.say
         )
@@ -185,7 +155,7 @@ def go(run: Stage1, run_log: RunLog | None) -> TrainState:
 
     def on_best(step: int, metrics: Mapping[str, float]) -> None:
         if session.rank == 0:
-            run.exporter.keep(run.model, step, run.validation, run.found_bad.values())
+            run.exporter.keep(run.model, step, run.validation, run.found_bad)
 
     with Ahead(lambda step: chunks_at(run, step), num_steps) as ahead:
         return Loop(
@@ -201,21 +171,10 @@ def go(run: Stage1, run_log: RunLog | None) -> TrainState:
         ).run()
 
 
-def header(run: Stage1) -> str:
-    """What is about to be trained, in a line."""
-    cases, plan = run.cases, run.plan
-    return (
-        f"stage1: {len(cases.train):,} cases to train on, {len(cases.val):,} to validate, "
-        f"{cases.held_out:,} held out · {plan.num_steps:,} steps in {run.config.epochs:,} epochs "
-        f"· {run.session.world_size} rank(s) on {run.session.device.type}, "
-        f"{run.config.engine.engine} {run.config.engine.precision}"
-    )
-
-
 def write_checkpoint(run: Stage1, folder: Path, run_log: RunLog | None) -> None:
     """This rank's files of a checkpoint."""
     run.engine.save(folder)
-    write_found_bad(folder, list(run.found_bad.values()), run.session.rank)
+    run.found_bad.write(folder)
     if run_log is not None:
         run_log.publish()
 
@@ -237,7 +196,7 @@ def chunks_at(run: Stage1, step: int) -> list[Chunk]:
 def one_step(run: Stage1, chunks: list[Chunk], step: int) -> Mapping[str, float]:
     """One optimiser step and its numbers."""
     config = run.config
-    refuse_too_many(run)
+    run.found_bad.refuse(run.cases)
     factor = warmup_cosine(run.plan.num_steps, config.optimizer)(step)
     rates = set_rates(run.engine.optimizer, factor)
     parts, embedded, norm = cached_step(
@@ -269,37 +228,10 @@ def spread_metrics(embedded: CaseEmbeddings) -> Mapping[str, float]:
     return found
 
 
-def refuse_too_many(run: Stage1) -> None:
-    """Raises when reading has found bad inputs that are not allowed, or more than are."""
-    if not run.found_bad:
-        return
-    first = next(iter(run.found_bad.values()))
-    if run.config.bad_cases == "refuse":
-        raise FeatureError(first.reason)
-    num_cases = len(run.cases.train) + len(run.cases.val)
-    num_bad = len({one.case_id for one in (*run.found_bad.values(), *run.cases.bad)})
-    if num_bad > allowed_failures(run.config.max_bad_cases, num_cases):
-        raise TrainingError(
-            f"{num_bad} of {num_cases} cases have inputs that cannot be used, "
-            f"{run.config.max_bad_cases} are allowed; one of them: {first.reason} "
-            "Correct them, or raise --max-bad-cases."
-        )
-
-
-def merge_found_bad(run: Stage1) -> None:
-    """Bad inputs that any rank has met become known to all. Collective."""
-    if world_size() == 1:
-        return
-    ranks: list[Any] = [None] * world_size()
-    dist.all_gather_object(ranks, run.found_bad)
-    for found in ranks:
-        run.found_bad |= found
-
-
 def validate(run: Stage1) -> tuple[Mapping[str, float], float | None]:
     """Metrics of the held-out cases, and the one to select on. Collective."""
     config = run.config
-    merge_found_bad(run)
+    run.found_bad.merge()
     if not run.cases.val:
         return {}, None
     vectors = embed_cases(

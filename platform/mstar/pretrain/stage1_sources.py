@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import numpy as np
+from jaxtyping import Int64
+
 from mstar.data.bags import BagConfig, BagReader
 from mstar.data.report_tokens import ReportTokenizer
 from mstar.data.reports import ReportTable, read_reports
@@ -12,6 +15,7 @@ from mstar.errors import CohortError, ConfigError, FeatureError
 from mstar.pretrain.stage1_batches import CaseInputs
 from mstar.pretrain.stage1_cases import BadInput, Sources, Stage1Cases, TrainCase
 from mstar.pretrain.stage1_config import Stage1Config
+from mstar.pretrain.stage1_validate import near_duplicates
 from mstar.storage import objects
 
 
@@ -103,3 +107,11 @@ def feature_dim(bags: BagReader | None, cases: Sequence[TrainCase]) -> int | Non
             with suppress(FeatureError):  # in a bucket, it is named when its turn comes
                 return int(bags.views(one.case.case_id, one.case.slides)[0].shape[1])
     raise ConfigError("no case has slides with features. Leave wsi out with --modalities.")
+
+
+def duplicates_of(cases: Stage1Cases, inputs: CaseInputs) -> Int64[np.ndarray, " case"]:
+    """Which validation cases have near-duplicate reports: those with the same number."""
+    if inputs.tokenizer is None:
+        return np.arange(len(cases.val))
+    reports = [one.case.report if "text" in one.modalities else None for one in cases.val]
+    return near_duplicates(reports, inputs.token_ids.__getitem__)

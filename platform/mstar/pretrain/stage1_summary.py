@@ -1,15 +1,27 @@
-"""The end of a stage-1 run on one screen."""
+"""The beginning of a stage-1 run in a line, and its end on one screen."""
 
 from collections.abc import Iterator, Mapping
 from itertools import permutations
 from typing import Any
 
 from mstar.pretrain.batch_plan import MODALITIES
+from mstar.pretrain.stage1_cases import Stage1Cases
 from mstar.pretrain.stage1_config import Stage1Config
+from mstar.training.sessions import Session
 
 NAMES = {"wsi": "slide", "text": "report", "gene": "RNA"}
 _DIRECTIONS = tuple(f"{first}_to_{second}" for first, second in permutations(MODALITIES, 2))
 _MOST_BAD = 5
+
+
+def header(config: Stage1Config, cases: Stage1Cases, num_steps: int, session: Session) -> str:
+    """What is about to be trained, in a line."""
+    return (
+        f"stage1: {len(cases.train):,} cases to train on, {len(cases.val):,} to validate, "
+        f"{cases.held_out:,} held out · {num_steps:,} steps in {config.epochs:,} epochs "
+        f"· {session.world_size} rank(s) on {session.device.type}, "
+        f"{config.engine.engine} {config.engine.precision}"
+    )
 
 
 def summary(config: Stage1Config, facts: Mapping[str, Any], elapsed_s: float | None) -> list[str]:

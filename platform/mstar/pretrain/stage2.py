@@ -1,17 +1,25 @@
 """The stage-2 job: `mstar stage2`, in this process or on a group of Ray workers."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mstar.config import fingerprint, to_json
-from mstar.data.shards.format import read_index, shards_folder
+from mstar.config import to_json
+from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.order import EpochOrder
-from mstar.data.shards.reader import group_rows
+from mstar.data.shards.pieces import group_rows
+from mstar.pretrain.stage1_facts import read_json
 from mstar.pretrain.stage1_log import LOG_FILE, followed, log_folder
 from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.stage2_resume import (
+    checkpoint_root,
+    claim,
+    open_inputs,
+    refuse_other_run,
+    run_identity,
+    run_name,
+)
 from mstar.pretrain.stage2_run import FACTS_FILE, total_steps, train
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode
@@ -21,41 +29,49 @@ from mstar.training.sessions import LocalSession
 def run(config: Stage2Config) -> int:
     """Run `mstar stage2` and return its exit code."""
     config = with_absolute_paths(config)
+    inputs = open_inputs(config)
+    identity = run_identity(config, inputs)
+    refuse_other_run(config.out, identity)
     if config.dry_run:
-        return preview(config)
+        return preview(config, inputs.index)
+    facts = read_json(config.out, FACTS_FILE)
+    if facts is not None and facts["complete"]:
+        print("\n".join(summary(config, facts, None)), flush=True)
+        return ExitCode.COMPLETE
     began_s = time.monotonic()
+    claim(config, identity)
     if config.group.workers == 0:
-        train_here(config)
+        train_here(config, identity)
     else:
-        train_on_group(config)
-    print("\n".join(summary(config, read_facts(config.out), time.monotonic() - began_s)))
+        train_on_group(config, identity)
+    print(
+        "\n".join(summary(config, read_facts(config.out), time.monotonic() - began_s)), flush=True
+    )
     return ExitCode.COMPLETE
 
 
-def train_here(config: Stage2Config) -> None:
+def train_here(config: Stage2Config, identity: Mapping[str, Any]) -> None:
     """Train in this process, without Ray."""
     from mstar.training.ray_train import device_of
 
-    checkpoints = objects.join(config.out, "checkpoints", "alone")
+    checkpoints = checkpoint_root(config.out, identity, alone=True)
     device, keep = device_of(config.device), config.group.keep_checkpoints
     train(LocalSession(checkpoints, device=device, keep=keep), config)
 
 
-def train_on_group(config: Stage2Config) -> None:
+def train_on_group(config: Stage2Config, identity: Mapping[str, Any]) -> None:
     """Train on a group of Ray workers."""
     from mstar.training.cluster import ray_session
     from mstar.training.interrupts import stop_on_sigterm
     from mstar.training.ray_train import train_on_ray
 
-    index = read_index(shards_folder(config.shards))
-    identity = {**config.identity, "shards": index.fingerprint}
     with ray_session(), followed(log_folder(config.out) / LOG_FILE):
         stop_on_sigterm()  # ray.init has taken the signal for itself
         train_on_ray(
             train,
             config,
             config.group,
-            name=f"stage2-{fingerprint(identity)}",
+            name=run_name(identity),
             storage=objects.join(config.out, "checkpoints"),
         )
 
@@ -77,34 +93,37 @@ def with_absolute_paths(config: Stage2Config) -> Stage2Config:
     )
 
 
-def preview(config: Stage2Config) -> int:
+def preview(config: Stage2Config, index: ShardIndex) -> int:
     """Print the config and what would be trained; nothing is written."""
     print(to_json(config))
-    index = read_index(shards_folder(config.shards))
     order = EpochOrder(group_rows(index), config.order, 0)
     steps = total_steps(config, order.num_steps)
     world = max(1, config.group.workers)
+    size_bytes = sum(shard.num_bytes for shard in index.shards)
     print(
         f"stage2 would train {index.encoder.name} on {index.num_rows:,} patches of "
-        f"{index.counts.num_slides:,} slides: {steps:,} steps of {config.batch_patches:,} patches "
-        f"({config.batch_patches / world:,.0f} a worker), "
+        f"{index.counts.num_slides:,} slides ({size_bytes / 1e9:,.3f} GB in "
+        f"{len(index.shards):,} shards): {steps:,} steps of {config.batch_patches:,} patches "
+        f"({config.batch_patches / world:,.0f} a worker), {order.num_steps:,} an epoch; "
         f"{order.padding_share(world):.2%} of the places are padding"
     )
     return ExitCode.COMPLETE
 
 
-def read_facts(out: str) -> Mapping[str, Any]:
+def read_facts(out: str) -> dict[str, Any]:
     """`stage2.json` of an output."""
-    found: Mapping[str, Any] = json.loads(objects.read_bytes(objects.join(out, FACTS_FILE)))
+    found = read_json(out, FACTS_FILE)
+    assert found is not None, "the run has exported its encoder"
     return found
 
 
-def summary(config: Stage2Config, facts: Mapping[str, Any], elapsed_s: float) -> list[str]:
-    """The end of the job on one screen."""
+def summary(config: Stage2Config, facts: Mapping[str, Any], elapsed_s: float | None) -> list[str]:
+    """The end of the job on one screen; without a time when it had ended before."""
     found = facts["metrics"]
     counts = facts["facts"]["counts"]
+    took = "already complete" if elapsed_s is None else f"complete in {elapsed_s:,.0f} s"
     lines = [
-        f"stage2: complete in {elapsed_s:,.0f} s",
+        f"stage2: {took}",
         f"  trained   {facts['steps_done']:,} steps on {counts['patches']:,} patches of "
         f"{counts['slides']:,} slides; {facts['bad_rows']:,} rows left out",
         f"  loss      {found['loss']:.4f} (A {found['loss.a']:.4f}, B {found['loss.b']:.4f}); "

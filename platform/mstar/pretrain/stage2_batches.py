@@ -15,7 +15,7 @@ from mstar.data.shards.decode import PatchBatch
 from mstar.data.shards.faults import FaultLedger
 from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.order import Cursor, EpochOrder, OrderConfig
-from mstar.data.shards.reader import group_rows
+from mstar.data.shards.pieces import group_rows
 from mstar.pretrain.shard_stream import PatchStream, StreamConfig, open_stream
 from mstar.pretrain.stage2_step import StepBatch
 
@@ -35,12 +35,12 @@ class StepBatches:
     ) -> None:
         """Nothing is read before the first `get`."""
         self._shards, self._order, self._seat, self._config = shards, order, seat, config
-        self.per_epoch = EpochOrder(group_rows(index), order, 0).num_steps
+        self._first_epoch = EpochOrder(group_rows(index), order, 0)
+        self.per_epoch = self._first_epoch.num_steps
         self._stream: PatchStream | None = None
         self._batches: Iterator[tuple[int, PatchBatch]] = iter(())
         self._next = -1
         self.waited_s = 0.0
-        self.bad_rows = 0
 
     def get(self, step: int) -> StepBatch:
         """The batch of a step of the run; cheapest when steps come one after the other."""
@@ -52,8 +52,13 @@ class StepBatches:
         self.waited_s += time.perf_counter() - began_s
         assert found == place, (found, place)
         self._next = step + 1
-        self.bad_rows += batch.num_bad
         return StepBatch.of(batch)
+
+    def rows_of(self, step: int) -> int:
+        """Rows that a step of the run has over all ranks: the same places of every epoch."""
+        place = step % self.per_epoch
+        order = self._first_epoch
+        return order.rows_trained(place + 1) - order.rows_trained(place)
 
     @property
     def faults(self) -> FaultLedger | None:
@@ -85,7 +90,8 @@ def probe_images(shards: str, index: ShardIndex, count: int) -> torch.Tensor:
     """Some patches of the shards, the same for every run over them: [patch, px, px, 3], uint8."""
     wanted = min(count, index.num_rows)
     order = OrderConfig(batch_size=min(64, wanted), lanes=1, seed=PROBE_SEED)
-    stream = open_stream(shards, order, Cursor(), Seat(), StreamConfig(via="threads"))
+    config = StreamConfig(via="threads", max_bad_share=1.0)  # the training counts what is broken
+    stream = open_stream(shards, order, Cursor(), Seat(), config)
     found: list[np.ndarray] = []
     try:
         for _, batch in stream:

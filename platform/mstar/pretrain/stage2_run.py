@@ -5,22 +5,22 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mstar.config import differences, fingerprint, to_dict
+from mstar.config import to_dict
 from mstar.data.shards.batches import Seat
-from mstar.data.shards.format import ShardIndex, read_index, shards_folder
-from mstar.errors import CheckpointError, InterruptedRunError
+from mstar.data.shards.format import ShardIndex
+from mstar.errors import InterruptedRunError
 from mstar.losses.self_taught import TargetStatistics
 from mstar.models.ema import Ema
-from mstar.models.student import Student, build_student, initial_weights
-from mstar.models.weights import ResolvedWeights
+from mstar.models.student import Student, build_student
 from mstar.pretrain.shard_stream import StreamConfig
 from mstar.pretrain.stage1_log import RunLog
 from mstar.pretrain.stage2_batches import StepBatches, probe_images
@@ -28,18 +28,29 @@ from mstar.pretrain.stage2_config import Stage2Config
 from mstar.pretrain.stage2_export import ExportFacts, export, register
 from mstar.pretrain.stage2_figures import curves, neighbours
 from mstar.pretrain.stage2_knn import LabelledPatches, knn_check, read_labelled
+from mstar.pretrain.stage2_resume import (
+    Inputs,
+    newest_checkpoint,
+    open_inputs,
+    read_counts,
+    run_identity,
+    start_state,
+    write_counts,
+)
 from mstar.pretrain.stage2_step import Stage2Steps, build_optimizer
 from mstar.pretrain.stage2_watch import Probe, Stage2Watch, encode
 from mstar.storage import objects
 from mstar.training.engines import Engine, make_engine
 from mstar.training.loop import Loop, LoopConfig
-from mstar.training.sessions import LocalSession, Session, TrainState, read_state
+from mstar.training.sessions import LocalSession, Session, TrainState
 from mstar.training.step_progress import StepProgress
 from mstar.training.tracking import NullTracker, Tracker, start_tracking
 
 log = logging.getLogger("mstar.stage2")
 
 FACTS_FILE = "stage2.json"
+# of the machine or the attempt: equal runs leave equal files
+NOT_A_RESULT = ("step", "pid", "step_s", "patches_per_s", "input_wait", "gpu_gb")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,12 +59,12 @@ class Stage2:
 
     probe and patches: on rank 0 only.
     history: numbers of every logged step so far, those of former attempts included.
+    bad_rows: rows that could not be trained so far, of all ranks and attempts.
     """
 
     config: Stage2Config
     session: Session
-    index: ShardIndex
-    weights: ResolvedWeights
+    inputs: Inputs
     batches: StepBatches
     engine: Engine
     ema: Ema
@@ -64,6 +75,7 @@ class Stage2:
     run_log: RunLog | None
     tracker: Tracker = field(default_factory=NullTracker)
     history: list[dict[str, float]] = field(default_factory=list)
+    bad_rows: int = 0
 
     @property
     def student(self) -> Student:
@@ -74,43 +86,40 @@ class Stage2:
 
 def train(session: Session, config: Stage2Config) -> None:
     """Train to the end on this rank, from the newest checkpoint where there is one."""
-    run_log = RunLog(config.out) if session.rank == 0 else None
-    run = prepare(session, config, run_log)
-    try:
-        with run.batches:
-            ended = go(run)
-        if session.rank == 0:
-            finish(run, ended)
-    except (InterruptedRunError, KeyboardInterrupt):
-        run.tracker.finish("KILLED")
-        raise
-    except Exception:
-        run.tracker.finish("FAILED")
-        raise
+    with ExitStack() as stack:
+        run_log = RunLog(config.out) if session.rank == 0 else None
+        if run_log is not None:
+            stack.enter_context(run_log.with_warnings())
+        run = prepare(session, config, run_log)
+        try:
+            with run.batches:
+                ended = go(run)
+            if session.rank == 0:
+                finish(run, ended)
+        except (InterruptedRunError, KeyboardInterrupt):
+            run.tracker.finish("KILLED")
+            raise
+        except Exception:
+            run.tracker.finish("FAILED")
+            raise
 
 
 def prepare(session: Session, config: Stage2Config, run_log: RunLog | None) -> Stage2:
     """Open the shards, build student and anchor, and take up the newest checkpoint."""
-    index = read_index(shards_folder(config.shards))
-    weights = initial_weights(
-        index.encoder.name,
-        config.weights,
-        expected_sha256=index.encoder.weights_sha256,
-        expected_transform=index.encoder.transform,
-        allow_other=config.allow_other_weights,
-    )
+    inputs = open_inputs(config)
+    index, identity = inputs.index, run_identity(config, inputs)
     student = build_student(
         index.encoder.name,
-        weights,
+        inputs.weights,
         target_dim=index.target_dim,
         seed=config.seed,
         config=config.student,
     ).to(session.device)
     first = session.rank == 0
     probe = take_probe(config, index, student) if first and config.watch_every_steps else None
-    ema = Ema(student)
-    with session.latest() as folder:
-        state = start_state(folder, config, index, weights, session)
+    ema = Ema(student)  # before an engine makes the parameters views of one large buffer
+    with newest_checkpoint(session, config.out, identity) as folder:
+        state = start_state(folder, config, identity, session)
         engine = make_engine(
             student,
             build_optimizer(student, config),
@@ -120,25 +129,29 @@ def prepare(session: Session, config: Stage2Config, run_log: RunLog | None) -> S
         )
         if folder is not None:
             ema.load(folder)
+        bad_rows = read_counts(folder)
     batches = open_batches(config, index, session)
-    num_steps = total_steps(config, batches.per_epoch)
     statistics = statistics_of(index, session.device) if config.loss.standardise else None
     run = Stage2(
         config=config,
         session=session,
-        index=index,
-        weights=weights,
+        inputs=inputs,
         batches=batches,
         engine=engine,
         ema=ema,
         steps=Stage2Steps(
-            engine=engine, ema=ema, config=config, num_steps=num_steps, statistics=statistics
+            engine=engine,
+            ema=ema,
+            config=config,
+            num_steps=total_steps(config, batches.per_epoch),
+            statistics=statistics,
         ),
         state=state,
         probe=probe,
         patches=read_labelled(config.knn_labels) if first and config.knn_labels else None,
         run_log=run_log,
         history=run_log.history(state.step) if run_log is not None else [],
+        bad_rows=bad_rows,
     )
     if config.tracking and first:
         run.tracker = start_tracking("stage2", config, out=config.out, run_id=state.run_id or None)
@@ -168,7 +181,9 @@ def open_batches(config: Stage2Config, index: ShardIndex, session: Session) -> S
 
 def bad_share(spec: str, num_rows: int) -> float:
     """`0.1%` or a count as a share of all rows."""
-    return float(spec[:-1]) / 100 if spec.endswith("%") else int(spec) / max(1, num_rows)
+    if spec.endswith("%"):
+        return float(spec[:-1]) / 100
+    return min(1.0, (int(spec) + 0.5) / max(1, num_rows))  # rounded down again where it is used
 
 
 def total_steps(config: Stage2Config, per_epoch: int) -> int:
@@ -185,58 +200,6 @@ def statistics_of(index: ShardIndex, device: torch.device) -> TargetStatistics:
     )
 
 
-def run_identity(
-    config: Stage2Config, index: ShardIndex, weights: ResolvedWeights
-) -> dict[str, Any]:
-    """What attempts that share checkpoints have in common."""
-    return {
-        **config.identity,
-        "shards_fingerprint": index.fingerprint,
-        "shards_rows": index.num_rows,
-        "initial_sha256": weights.sha256,
-    }
-
-
-def start_state(
-    folder: Path | None,
-    config: Stage2Config,
-    index: ShardIndex,
-    weights: ResolvedWeights,
-    session: Session,
-) -> TrainState:
-    """Where to go on from.
-
-    Raises:
-        CheckpointError: the checkpoint is of a run with other settings, shards or weights.
-    """
-    identity = run_identity(config, index, weights)
-    name = fingerprint(identity)
-    if folder is None:
-        return TrainState(
-            step=0,
-            world_size=session.world_size,
-            fingerprint=name,
-            extra={"identity": to_dict(identity)},
-        )
-    found = read_state(folder)
-    if found.fingerprint != name:
-        lines = "; ".join(differences(found.extra["identity"], identity))
-        raise CheckpointError(
-            f"{config.out}: its checkpoint is of another run ({lines.replace('found', 'now')}). "
-            "Give another --out."
-        )
-    if session.rank == 0:
-        log.warning("resumed at step %d", found.step)
-        if found.world_size != session.world_size:
-            log.warning(
-                "workers changed from %d to %d: every step trains the same patches; draws of "
-                "drop_path and the order of sums differ",
-                found.world_size,
-                session.world_size,
-            )
-    return replace(found, world_size=session.world_size)
-
-
 def go(run: Stage2) -> TrainState:
     """The loop, from the run's state to the end."""
     config, session = run.config, run.session
@@ -249,6 +212,7 @@ def go(run: Stage2) -> TrainState:
             num_steps=run.steps.num_steps,
             steps_done=run.state.step,
             say=run.run_log.say,
+            unit="patches",
         )
 
     def on_log(step: int, metrics: Mapping[str, float]) -> None:
@@ -257,18 +221,20 @@ def go(run: Stage2) -> TrainState:
             progress.update(step, num_cases=int(metrics["rows"]), loss=metrics["loss"])
 
     if session.rank == 0 and run.state.step == 0:
-        on_log(0, look(run))
+        found = look(run, 0)
+        on_log(0, found)
+        run.tracker.log_metrics(found, 0)
     return Loop(
         config=LoopConfig(
             num_steps=run.steps.num_steps,
-            validate_every=config.watch_every_steps,
+            validate_every=look_every(config, run.steps.num_steps),
             checkpoint_every=config.checkpoint_every_steps,
             log_every=config.log_every_steps,
         ),
         session=session,
         state=run.state,
         step=lambda step: one_step(run, step),
-        validate=lambda step: (look(run), None),
+        validate=lambda step: (look(run, step), None),
         write=lambda folder: write_checkpoint(run, folder),
         on_best=lambda step, metrics: None,
         tracker=run.tracker,
@@ -276,9 +242,15 @@ def go(run: Stage2) -> TrainState:
     ).run()
 
 
+def look_every(config: Stage2Config, num_steps: int) -> int:
+    """Steps between looks at probe or k-NN check, on all ranks alike; 0 for never."""
+    often = math.gcd(config.watch_every_steps, config.knn_every_steps)
+    return often or (num_steps if config.knn_labels else 0)
+
+
 def header(run: Stage2) -> str:
     """What is about to be trained, in a line."""
-    index, config = run.index, run.config
+    index, config = run.inputs.index, run.config
     return (
         f"stage2: {index.encoder.name} · {index.num_rows:,} patches of "
         f"{index.counts.num_slides:,} slides · {run.steps.num_steps:,} steps of "
@@ -293,25 +265,26 @@ def one_step(run: Stage2, step: int) -> Mapping[str, float]:
     batch = run.batches.get(step)
     found = run.steps.take(step, batch)
     took_s = time.perf_counter() - began_s
+    run.bad_rows += run.batches.rows_of(step) - int(found["rows"])
     speed = {
         "patches_per_s": found["rows"] / took_s,
         "input_wait": (run.batches.waited_s - waited_s) / took_s,
         "epoch": step / run.batches.per_epoch,
-        "bad_rows": float(run.batches.bad_rows),
+        "bad_rows": float(run.bad_rows),
     }
     if run.session.device.type == "cuda":
         speed["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return {**found, **speed}
 
 
-def look(run: Stage2) -> dict[str, float]:
-    """The numbers of the fixed probe and of the k-NN check; on rank 0, empty elsewhere."""
+def look(run: Stage2, step: int) -> dict[str, float]:
+    """The numbers of probe and k-NN check that are due; on rank 0, empty elsewhere."""
     found: dict[str, float] = {}
     config = run.config
     settings = {"micro_batch": config.micro_batch, "precision": config.engine.precision}
-    if run.probe is not None:
+    if run.probe is not None and is_due(run, step, config.watch_every_steps):
         found |= run.probe.measure(run.student, run.ema, **settings)  # type: ignore[arg-type]
-    if run.patches is not None:
+    if run.patches is not None and is_due(run, step, config.knn_every_steps):
         found |= knn_check(
             run.student,
             run.patches,
@@ -319,6 +292,11 @@ def look(run: Stage2) -> dict[str, float]:
             **settings,  # type: ignore[arg-type]
         )
     return found
+
+
+def is_due(run: Stage2, step: int, every: int) -> bool:
+    """At the start, at the end, and at every multiple."""
+    return step in (0, run.steps.num_steps) or bool(every and step % every == 0)
 
 
 def record(run: Stage2, watch: Stage2Watch, step: int, metrics: Mapping[str, float]) -> None:
@@ -338,6 +316,7 @@ def write_checkpoint(run: Stage2, folder: Path) -> None:
     run.engine.save(folder)
     run.ema.save(folder)
     if run.run_log is not None:
+        write_counts(folder, bad_rows=run.bad_rows)
         run.run_log.publish()
 
 
@@ -345,7 +324,8 @@ def finish(run: Stage2, state: TrainState) -> None:
     """Export, pictures, model registry, the last word to the tracker."""
     assert run.run_log is not None
     config = run.config
-    last = {name: value for row in run.history for name, value in row.items() if name != "step"}
+    every = {name: value for row in run.history for name, value in row.items()}
+    last = {name: value for name, value in every.items() if name not in NOT_A_RESULT}
     facts = export_facts(run, state, last)
     averaged = run.ema.module if config.branch == "ema" else None
     hashes = export(
@@ -359,6 +339,8 @@ def finish(run: Stage2, state: TrainState) -> None:
         path = run.run_log.folder / "neighbours.png"
         neighbours(run.probe.images, run.probe.initial, after, path)
         run.tracker.log_artifact(path)
+        if not objects.is_local(config.out):
+            objects.put_file(path, objects.join(config.out, path.name))
     register(run.tracker, config.out, config.model_name, facts, hashes)
     said = {
         "fingerprint": state.fingerprint,
@@ -367,7 +349,7 @@ def finish(run: Stage2, state: TrainState) -> None:
         "steps": run.steps.num_steps,
         "weights_sha256": hashes,
         "metrics": last,
-        "bad_rows": run.batches.bad_rows,
+        "bad_rows": run.bad_rows,
         "facts": to_dict(facts),
     }
     run.run_log.say(f"stage2: {run.tracker.finish('FINISHED')}")
@@ -378,11 +360,12 @@ def finish(run: Stage2, state: TrainState) -> None:
 
 def export_facts(run: Stage2, state: TrainState, last: Mapping[str, float]) -> ExportFacts:
     """What the export says of itself."""
-    index, counts = run.index, run.index.counts
+    index, weights = run.inputs.index, run.inputs.weights
+    counts = index.counts
     return ExportFacts(
         encoder=index.encoder.name,
-        initial_uri=run.weights.uri,
-        initial_sha256=run.weights.sha256,
+        initial_uri=weights.uri,
+        initial_sha256=weights.sha256,
         step=state.step,
         branch=run.config.branch,
         counts={

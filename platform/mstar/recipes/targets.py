@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import tyro
 
+from mstar.pretrain.shards_config import ShardSettings
 from mstar.pretrain.targets_config import TargetsConfig, TargetsRunConfig
 
 
@@ -15,6 +16,7 @@ def all_116m() -> TargetsConfig:
         features=tyro.MISSING,
         aggregator=tyro.MISSING,
         out=tyro.MISSING,
+        shard=ShardSettings(memory_mb=8192),  # with less, object storage sees many small requests
     )
 
 
@@ -25,7 +27,12 @@ def paper_39m() -> TargetsConfig:
 
 def laptop() -> TargetsConfig:
     """Every patch of a small cohort, in this process, on CPU."""
-    return replace(all_116m(), device="cpu", run=TargetsRunConfig(workers=0))
+    return replace(
+        all_116m(),
+        device="cpu",
+        run=TargetsRunConfig(workers=0),
+        shard=ShardSettings(shard_mb=64, memory_mb=512),
+    )
 
 
 RECIPES: dict[str, Callable[[], TargetsConfig]] = {

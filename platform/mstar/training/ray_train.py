@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -34,7 +35,7 @@ from ray.train import (
 
 from mstar.errors import InterruptedRunError, MstarError, WorkerError
 from mstar.storage import objects
-from mstar.storage.arrow import arrow_filesystem
+from mstar.storage.arrow import arrow_filesystem, store_environment
 from mstar.training.sessions import (
     STATE_FILE,
     Session,
@@ -148,12 +149,12 @@ def train_on_ray(
 
     name: of the run; a run of this name that stopped before is gone on with.
     storage: folder for checkpoints, local (then seen by all nodes) or s3://.
-    env: environment variables of the workers.
+    env: environment variables of the workers, besides those of the object store.
 
     Raises:
         WorkerError: the group failed more often than allowed.
         MstarError: of a rank, as itself.
-        InterruptedRunError: Ctrl-C; the last checkpoint stays valid.
+        InterruptedRunError: Ctrl-C or SIGTERM; the last checkpoint stays valid.
     """
     if objects.is_local(storage):
         storage = str(objects.local_path(storage).absolute())  # workers are in other folders
@@ -173,7 +174,7 @@ def train_on_ray(
                 failure_config=FailureConfig(max_failures=group.max_restarts),
                 checkpoint_config=CheckpointConfig(num_to_keep=group.keep_checkpoints),
                 callbacks=[_NoHopelessRestart()],
-                worker_runtime_env={"env_vars": dict(env or {})},
+                worker_runtime_env={"env_vars": store_environment() | dict(env or {})},
                 **_storage(storage),
             ),
         )
@@ -184,17 +185,38 @@ def train_on_ray(
 
 def _fit(trainer: ray.train.torch.TorchTrainer) -> object:
     """Run the group to its end; what rank 0 returned."""
-    main = threading.current_thread() is threading.main_thread()
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    with _stoppable():
+        try:
+            return trainer.fit().return_value
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise InterruptedRunError while Ray waits; both handlers are put back.
+
+    A handler that raises anything but KeyboardInterrupt or SystemExit is ignored while Ray waits.
+    Ray's own handler of Ctrl-C, which `fit` leaves behind, ends the process with code 0.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen = ["SIGINT"]
+
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
+        seen[0] = signal.Signals(signum).name
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        return trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    except SystemExit as error:  # how Ray's own handler of Ctrl-C ends the run, with code 0
-        raise InterruptedRunError("stopped by SIGINT") from error
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise InterruptedRunError(f"stopped by {seen[0]}") from error
     finally:
-        if main:  # Ray leaves its handler behind
-            signal.signal(signal.SIGINT, on_ctrl_c)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _on_rank(settings: Mapping[str, Any]) -> str:

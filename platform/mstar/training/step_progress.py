@@ -20,7 +20,7 @@ class StepProgress:
 
     job: word in front of every line, for example `stage1`.
     num_steps: of the whole run. steps_done: where this attempt begins.
-    say: takes a line.
+    say: takes a line. unit: what a step is counted in, besides.
     """
 
     def __init__(
@@ -30,10 +30,11 @@ class StepProgress:
         num_steps: int,
         steps_done: int = 0,
         say: Callable[[str], None] = to_stderr,
+        unit: str = "cases",
         line_interval_s: float = LINE_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.job, self.num_steps = job, num_steps
+        self.job, self.num_steps, self.unit = job, num_steps, unit
         self._say, self._line_interval_s, self._clock = say, line_interval_s, clock
         self._steps_done, self._cases_done, self._loss = steps_done, 0, float("nan")
         self._start_s = self._line_at_s = clock()
@@ -58,7 +59,7 @@ class StepProgress:
         to_go_s = 0.0 if left <= 0 else left / per_s if per_s > 0 else None
         return (
             f"{self.job}: step {self._steps_done:,}/{self.num_steps:,} · loss {self._loss:.4f}"
-            f" · {self._cases.per_s():,.1f} cases/s"
+            f" · {self._cases.per_s():,.1f} {self.unit}/s"
             f" · {format_duration(self._clock() - self._start_s)} elapsed"
             f" · {format_duration(to_go_s)} to go"
         )

@@ -21,8 +21,9 @@ from mstar.data.shards.decode import JpegDecoder, PatchBatch, PixelBuffers, RowI
 from mstar.data.shards.faults import NAMES_KEPT, FaultLedger, RowFault
 from mstar.data.shards.format import ShardIndex, decode_targets, encode_targets
 from mstar.data.shards.order import NO_ROW, EpochOrder, OrderConfig
+from mstar.data.shards.pieces import PieceTable, group_rows
 from mstar.data.shards.read_ahead import ReadAhead
-from mstar.data.shards.reader import PieceTable, ShardReader, group_rows
+from mstar.data.shards.reader import ShardReader
 from mstar.errors import ConfigError, TrainingError
 from support.shard_sets import patch_image, write_shard_set
 

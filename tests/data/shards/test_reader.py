@@ -17,8 +17,9 @@ import pytest
 
 from mstar.data.shards.format import ShardIndex, encode_targets, shard_schema
 from mstar.data.shards.order import EpochOrder, OrderConfig
+from mstar.data.shards.pieces import Piece, PieceTable, group_rows
 from mstar.data.shards.read_ahead import ReadAhead
-from mstar.data.shards.reader import Piece, PieceTable, ShardReader, group_rows
+from mstar.data.shards.reader import ShardReader
 from mstar.errors import StorageError
 from mstar.storage import objects, retry
 from support.s3 import CountingProxy, Fault, make_bucket, s3_environment
@@ -117,7 +118,7 @@ def test_a_remote_piece_is_one_request_of_its_row_group(
 
 def test_readers_travel_to_other_processes(disk: tuple[str, ShardIndex]) -> None:
     folder, index = disk
-    reader = pickle.loads(pickle.dumps(ShardReader(folder, patience_s=5, verify_checksums=False)))
+    reader = pickle.loads(pickle.dumps(ShardReader(folder, patience_s=5.0, verify_checksums=False)))
     assert reader.arguments == (folder, 5, False)
     assert reader.read(table_of(index)[0]).rows is not None
 
@@ -247,11 +248,11 @@ def test_storage_that_is_away_longer_than_a_call_waits_is_waited_for(
     assert retry.DEFAULT_POLICY.tries < 12
     proxy.inject(Fault(kind="503", method="HEAD", times=12))
     proxy.inject(Fault(kind="503", method="GET", times=12))
-    found = ShardReader(folder, patience_s=60).read(piece)
+    found = ShardReader(folder, patience_s=60.0).read(piece)
     assert found.rows is not None
     proxy.inject(Fault(kind="503", times=12))
     with pytest.raises(StorageError, match="503"):
-        ShardReader(folder, patience_s=0).read(piece)
+        ShardReader(folder, patience_s=0.0).read(piece)
 
 
 def test_an_object_replaced_under_way_is_an_error_at_once(
@@ -263,7 +264,7 @@ def test_an_object_replaced_under_way_is_an_error_at_once(
     uri = objects.join(copy, piece.shard)
     data = objects.read_bytes(objects.join(folder, piece.shard))
     objects.write_whole(uri, data)
-    reader = ShardReader(copy, patience_s=60)
+    reader = ShardReader(copy, patience_s=60.0)
     assert reader.read(piece).rows is not None
     objects.write_whole(uri, data[:-1] + b"2")
     with pytest.raises(StorageError, match="replaced while it was read"):

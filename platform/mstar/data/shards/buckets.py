@@ -8,7 +8,7 @@ together in it. Pass 2 takes one bucket from every file, by a range of bytes. Th
 requests as there are files times buckets, and no file is ever appended to: each is whole or absent,
 and a listing says which are done.
 
-    "MSTARROW", length of the header, header (JSON), then for each bucket with rows an Arrow batch
+    for each bucket with rows an Arrow batch, then a footer (JSON), its length, "MSTARROW"
 """
 
 import json
@@ -29,8 +29,8 @@ from mstar.storage import objects
 
 SUFFIX = ".rows"
 _MAGIC = b"MSTARROW"
-_PREFIX_BYTES = len(_MAGIC) + 8
-_GUESS_BYTES = 1 << 16  # most headers are smaller: one request
+_TAIL_BYTES = 8 + len(_MAGIC)
+_GUESS_BYTES = 1 << 16  # most footers are smaller: one request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,8 +92,8 @@ def put_unit(
         "facts": dict(facts),
     }
     text = json.dumps(header, sort_keys=True).encode()
-    prefix = _MAGIC + len(text).to_bytes(8, "little") + text
-    objects.write_whole(uri, prefix + body.getbuffer())
+    body.write(text + len(text).to_bytes(8, "little") + _MAGIC)
+    objects.write_whole(uri, body.getvalue())  # shares the memory, as the footer comes last
 
 
 def read_unit(uri: str) -> UnitHeader | None:
@@ -105,18 +105,19 @@ def read_unit(uri: str) -> UnitHeader | None:
     found = objects.stat(uri)
     if found is None:
         return None
-    head = objects.read_range(uri, 0, min(_GUESS_BYTES, found.size_bytes), tag=found.tag)
-    if not head.startswith(_MAGIC):
-        raise FeatureError(f"{uri}: expected rows of patch shards, got {head[:8]!r}. Delete it.")
-    end = _PREFIX_BYTES + int.from_bytes(head[len(_MAGIC) : _PREFIX_BYTES], "little")
-    if end > len(head):
-        head += objects.read_range(uri, len(head), end, tag=found.tag)
-    fields = json.loads(head[_PREFIX_BYTES:end])
+    size, tag = found.size_bytes, found.tag
+    tail = objects.read_range(uri, max(0, size - _GUESS_BYTES), size, tag=tag)
+    if not tail.endswith(_MAGIC):
+        raise FeatureError(f"{uri}: expected rows of patch shards, got {tail[-8:]!r}. Delete it.")
+    length = int.from_bytes(tail[-_TAIL_BYTES : -len(_MAGIC)], "little") + _TAIL_BYTES
+    if length > len(tail):
+        tail = objects.read_range(uri, size - length, size, tag=tag)
+    fields = json.loads(tail[-length:-_TAIL_BYTES])
     return UnitHeader(
         uri=uri,
-        tag=found.tag,
+        tag=tag,
         target_dim=fields["target_dim"],
-        starts=np.array(fields["starts"], np.int64) + end,
+        starts=np.array(fields["starts"], np.int64),
         rows=np.array(fields["rows"], np.int64),
         facts=fields["facts"],
     )

@@ -12,6 +12,7 @@ the order of their hash, which also shows every patch that comes twice.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -230,34 +231,42 @@ def hashes_of(
 def shuffle_statistics(found: Findings) -> list[Statistic]:
     """Both statistics, the windows by the one that is furthest off."""
     counts = np.array(sorted(found.slides.values()), np.float64)
-    windows = [_window_statistic(rows, slides, counts) for rows, slides in found.distinct]
+    chances = {rows: chance_present(rows, counts) for rows in {rows for rows, _ in found.distinct}}
+    windows = [_window_statistic(rows, slides, chances[rows]) for rows, slides in found.distinct]
     worst = max(windows, key=lambda one: abs(one.deviations))
     return [worst, _neighbour_statistic(found.neighbours, counts)]
 
 
-def _window_statistic(rows: int, slides: int, counts: Float64[np.ndarray, " slide"]) -> Statistic:
-    name = f"slides among {rows:,} consecutive rows"
-    present = _chance_present(rows, counts)
-    expected = float(present.sum())
-    deviation = float(np.sqrt((present * (1 - present)).sum()))
-    # Where every slide is all but certain to be there, one missing slide is no bad shuffle.
-    off = (slides - expected) / max(deviation, 0.5)
-    return Statistic(name=name, found=slides, expected=expected, deviations=off)
-
-
-def _chance_present(
+def chance_present(
     rows: int, counts: Float64[np.ndarray, " slide"]
 ) -> Float64[np.ndarray, " slide"]:
     """How likely a slide of n rows is among `rows` drawn of all: 1 - C(N - n, w) / C(N, w)."""
-    total = counts.sum()
-    sizes, codes = np.unique(counts, return_inverse=True)
-    absent = np.zeros(len(sizes))
-    for at, size in enumerate(sizes.tolist()):
-        if size <= total - rows:
-            left = total - rows - np.arange(size)
-            absent[at] = float(np.exp(np.log(left / (total - np.arange(size))).sum()))
-    present: Float64[np.ndarray, " slide"] = (1 - absent)[codes]
+    total = int(counts.sum())
+    sizes, codes = np.unique(counts.astype(np.int64), return_inverse=True)
+    absent = [
+        math.exp(_log_choose(total - size, rows) - _log_choose(total, rows))
+        if size <= total - rows
+        else 0.0
+        for size in sizes.tolist()
+    ]
+    present: Float64[np.ndarray, " slide"] = 1 - np.minimum(np.array(absent), 1.0)[codes]
     return present
+
+
+def _log_choose(total: int, chosen: int) -> float:
+    return math.lgamma(total + 1) - math.lgamma(chosen + 1) - math.lgamma(total - chosen + 1)
+
+
+def _window_statistic(rows: int, slides: int, present: Float64[np.ndarray, " slide"]) -> Statistic:
+    expected = float(present.sum())
+    deviation = float(np.sqrt((present * (1 - present)).sum()))
+    # Where every slide is all but certain to be there, one missing slide is no bad shuffle.
+    return Statistic(
+        name=f"slides among {rows:,} consecutive rows",
+        found=float(slides),
+        expected=expected,
+        deviations=(slides - expected) / max(deviation, 0.5),
+    )
 
 
 def _neighbour_statistic(neighbours: int, counts: Float64[np.ndarray, " slide"]) -> Statistic:
@@ -267,7 +276,7 @@ def _neighbour_statistic(neighbours: int, counts: Float64[np.ndarray, " slide"])
     deviation = float(np.sqrt((total - 1) * share * (1 - share)))
     return Statistic(
         name="neighbours of one slide",
-        found=neighbours,
+        found=float(neighbours),
         expected=float(expected),
         deviations=float((neighbours - expected) / max(deviation, 0.5)),
     )

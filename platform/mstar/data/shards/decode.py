@@ -47,7 +47,8 @@ class RowColumns:
         _, ends, data = jpegs.buffers()
         self._rows = rows
         self._data = memoryview(data).cast("B") if data is not None else memoryview(b"")
-        self._ends = np.frombuffer(ends, np.int32)[jpegs.offset : jpegs.offset + len(jpegs) + 1]
+        places = np.frombuffer(ends, np.int32)[jpegs.offset : jpegs.offset + len(jpegs) + 1]
+        self._ends = places.tolist()
         self.targets: Float16[np.ndarray, "row dim"]
         self.targets = decode_targets(rows.column("target"), target_dim)
 
@@ -112,16 +113,16 @@ class PixelBuffers:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """Nothing is allocated yet."""
-        self._shape = shape
+        self.shape = shape
         self._free: deque[np.ndarray] = deque()
 
     def take(self) -> UInt8[np.ndarray, "row px px 3"]:
         """An array with anything in it."""
-        size = int(np.prod(self._shape))
+        size = int(np.prod(self.shape))
         memory = self._free.pop() if self._free else np.empty(size, np.uint8)
         # numpy would name `memory` itself as the base of views, and nobody could tell when the
         # last is gone; a memoryview between ends that chain at `given`
-        given = np.frombuffer(memory.data, np.uint8).reshape(self._shape)
+        given = np.frombuffer(memory.data, np.uint8).reshape(self.shape)
         owner = given.base
         assert isinstance(owner, np.ndarray)
         assert isinstance(owner.base, memoryview)

@@ -36,9 +36,10 @@ def buckets_of(hashes: UInt64[np.ndarray, " row"], num_buckets: int) -> Int64[np
     return buckets
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def _mixed(values: UInt64[np.ndarray, " row"]) -> UInt64[np.ndarray, " row"]:
     """The finaliser of splitmix64: every bit of the input moves every bit of the output."""
     values = values + _GOLDEN
     for shift, factor in _MIX:
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
-    return values ^ (values >> _LAST_SHIFT)
+    mixed: UInt64[np.ndarray, " row"] = values ^ (values >> _LAST_SHIFT)
+    return mixed

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from mstar.data.shards.reader import PieceRows, PieceTable, ShardReader
+from mstar.data.shards.pieces import PieceRows, PieceTable
+from mstar.data.shards.reader import ShardReader
 
 
 class ReadAhead:

@@ -114,6 +114,7 @@ def open_parquet(sink: io.BytesIO, target_dim: int) -> pq.ParquetWriter:
         use_dictionary=_TEXT_COLUMNS,
         write_statistics=False,
         data_page_size=_PAGE_BYTES,
+        write_page_checksum=True,  # a flipped bit that still decodes is seen while streaming
         write_batch_size=1 << 20,
         version="2.6",
     )

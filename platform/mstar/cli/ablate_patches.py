@@ -1,0 +1,133 @@
+"""What the ablation's cohorts give: pixels, once for all arms, and features, without Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from mstar.data.tables import Column, read_table
+from mstar.embed.assembly import EmbedPlan, make_local_source, make_worker, store_identity
+from mstar.embed.config import EmbedConfig, RunConfig
+from mstar.embed.plan import Bundle
+from mstar.errors import MstarError
+from mstar.features.store import FeatureStore
+from mstar.models.encoder_table import find_encoder
+from mstar.models.patch_encoders import load_encoder, prepare_weights
+from mstar.schema import SlideRef
+from mstar.slides.grid import GridConfig
+from mstar.storage import objects
+from mstar.storage.manifest import BadRow, read_slides
+
+ENCODER = "vit_micro"
+BATCH = 64
+
+Pixels = Mapping[str, UInt8[np.ndarray, "patch side side 3"]]
+Features = dict[str, Float32[np.ndarray, "patch dim"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruthRow:
+    """What is true of one case, as `mstar cohort generate` planted it."""
+
+    case_id: str
+    site: str
+    cancer_type: str
+    grade: int
+    mutation: bool
+
+
+def read_truth(cohort: str) -> dict[str, TruthRow]:
+    """Case → its factors."""
+    columns = (
+        *(Column(name=name) for name in ("case_id", "site", "cancer_type")),
+        *(Column(name=name, kind="integer") for name in ("grade", "mutation")),
+    )
+    table = read_table(objects.join(cohort, "truth", "cases.csv"), columns)
+    rows = (TruthRow(**{**row, "mutation": bool(row["mutation"])}) for row in table.to_pylist())
+    return {row.case_id: row for row in rows}
+
+
+def plan_of(cohort: str, out: str, *, weights: str, patch_px: int, threads: int) -> EmbedPlan:
+    """How the ablation embeds: in this process, on CPU, in float32."""
+    config = EmbedConfig(
+        slides=objects.join(cohort, "slides.csv"),
+        out=out,
+        encoder=ENCODER,
+        weights=weights,
+        device="cpu",
+        dtype="float32",
+        batch_size=BATCH,
+        grid=GridConfig(patch_px=patch_px),
+        run=RunConfig(tracking=False),
+    )
+    return EmbedPlan(
+        config=config,
+        run_id="ablate",
+        weights=prepare_weights(ENCODER, weights),
+        device="cpu",
+        precision="float32",
+        batch_size=BATCH,
+        torch_threads=threads,
+        reader_threads=threads,
+    )
+
+
+def slides_of(cohort: str) -> list[SlideRef]:
+    """The slides of a cohort."""
+    rows = list(read_slides(objects.join(cohort, "slides.csv")))
+    assert not any(isinstance(row, BadRow) for row in rows), "a generated manifest is sound"
+    return [row for row in rows if isinstance(row, SlideRef)]
+
+
+def embed_here(plan: EmbedPlan, slides: Sequence[SlideRef]) -> FeatureStore:
+    """Embed the slides that are missing from the plan's store, with the job's own worker."""
+    store = FeatureStore.open_or_create(
+        plan.config.out, store_identity(plan, find_encoder(plan.config.encoder))
+    )
+    missing = tuple(slide for slide in slides if not store.has(slide.slide_id))
+    if missing:
+        worker = make_worker(plan)
+        try:
+            tally = worker.run(Bundle(number=0, slides=missing))
+        finally:
+            worker.close()
+        if tally.done != len(missing):
+            raise MstarError(
+                f"{plan.config.out}: expected {len(missing):,} slides embedded, got "
+                f"{tally.done:,}. "
+                "The folder failures/ says why."
+            )
+    return store
+
+
+def read_pixels(plan: EmbedPlan, slides: Sequence[SlideRef]) -> Pixels:
+    """Slide → its patches at the encoder's input size, in the order of the features."""
+    source = make_local_source(plan)
+    found = {}
+    for slide in slides:
+        grid = source.open(slide)
+        try:
+            rows = source.read(slide, range(len(grid))).result()
+        finally:
+            source.close(slide.slide_id)
+        assert not rows.unreadable, f"{slide.slide_id}: a generated patch cannot be read"
+        if len(grid):
+            found[slide.slide_id] = rows.pixels
+    return found
+
+
+def encode(weights: str, pixels: Pixels, *, threads: int) -> Features:
+    """Slide → features of its patches by an encoder's weights, as `mstar embed` computes them."""
+    encoder = load_encoder(
+        ENCODER, weights=weights, device="cpu", batch_size=BATCH, threads=threads
+    )
+    stacked = np.concatenate(list(pixels.values()))
+    padded = np.concatenate(
+        [stacked, np.zeros((-len(stacked) % BATCH, *stacked.shape[1:]), np.uint8)]
+    )
+    rows = np.concatenate(
+        [encoder.encode(padded[n : n + BATCH]) for n in range(0, len(padded), BATCH)]
+    )
+    cuts = np.cumsum([len(patches) for patches in pixels.values()])[:-1]
+    return dict(zip(pixels, np.split(rows[: len(stacked)], cuts), strict=True))
