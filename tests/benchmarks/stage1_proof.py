@@ -4,9 +4,9 @@
 
 A generated cohort with a known truth is painted, its slides are embedded with `texture`, and stage
 1 is trained on a part of the cases and measured on the others: as it is, with reports and RNA
-handed round among the cases of each cancer type, and with one modality or the triplet loss left out. Every
-run is measured once, after its last step, so nothing is selected on the held-out cases. Prints a
-table; --docs also writes it, and its picture, there.
+handed round among the cases of each cancer type, and with one modality or the triplet loss left
+out. Every run is measured once, after its last step, so nothing is selected on the held-out cases.
+Prints a table; --docs also writes it, and its picture, there.
 """
 
 from __future__ import annotations

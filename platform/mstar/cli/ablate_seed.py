@@ -230,6 +230,7 @@ def stage1_config(run: SeedRun, letter: str, arm: Arm, cohort: str) -> Stage1Con
         binning="quantile",  # the planted effect is a fifth of a gene's expression
         num_bins=32,
         lr=config.stage1_lr,
+        lr_text=config.stage1_lr,  # the report encoder is drawn, not pretrained
         val_fraction=0.0,
         validate_every_epochs=0,
         checkpoint_every_epochs=config.stage1_epochs,

@@ -42,11 +42,11 @@ class AblateConfig:
     """Least area under the curve of the initial encoder (ABMIL, mean over seeds)."""
     most_initial_auc: float = 0.8
     """Largest one: there must be something left to be learnt."""
-    stage1_epochs: int = 40
+    stage1_epochs: int = 120
     """Passes of stage 1 over the pretraining cases."""
     stage1_batch_cases: int = 64
     """Cases contrasted with one another."""
-    stage1_lr: float = 1e-3
+    stage1_lr: float = 3e-3
     """Peak learning rate of stage 1."""
     bag_patches: int = 32
     """Patches of a case's bag, and of a window of the teacher."""

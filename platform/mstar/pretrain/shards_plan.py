@@ -283,6 +283,7 @@ def _identity(
     listing = "\n".join(f"{slide.slide_id}\t{slide.target_bytes}" for slide in slides)
     return {
         "targets": targets.fingerprint,
+        "data_source": targets.record.config.get("data_source", "real"),
         "target_dim": targets.dim,
         "features": features.fingerprint,
         "encoder": spec.name,

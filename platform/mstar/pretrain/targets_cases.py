@@ -45,6 +45,7 @@ class ChosenCases:
     without_slides, held_out: cases left out. held_out_taken: cases that pretraining does not see
         and that get targets all the same, because that was asked for.
     splits: digest of the split registry, empty when the cohort has none.
+    data_source: real or generated, as the cohort's record says; what is made from it says so too.
     """
 
     cases: tuple[Case, ...]
@@ -52,6 +53,7 @@ class ChosenCases:
     held_out: int
     held_out_taken: int
     splits: str
+    data_source: str
 
     @property
     def digest(self) -> str:
@@ -102,7 +104,17 @@ def choose_cases(config: TargetsConfig) -> ChosenCases:
         held_out=sum(case.case_id not in wanted for case in cases),
         held_out_taken=sum(case.case_id not in seen for case in chosen),
         splits=registry.digest if registry is not None else "",
+        data_source=data_source_of(config.cohort),
     )
+
+
+def data_source_of(cohort: str) -> str:
+    """`generated` where the cohort's own record says so, else `real`."""
+    try:
+        record = json.loads(objects.read_bytes(objects.join(cohort, "cohort.json")))
+    except (FileNotFoundError, NotADirectoryError):
+        return "real"
+    return str(record.get("data_source", "real"))
 
 
 def _wanted(

@@ -72,6 +72,7 @@ def identity_of(
         "device": teacher.device,
         "threads": teacher.threads if teacher.device == "cpu" else 0,
         "cases": {"selected": config.cases, "splits": chosen.splits, "digest": chosen.digest},
+        "data_source": chosen.data_source,
     }
 
 
