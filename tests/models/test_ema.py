@@ -152,7 +152,7 @@ def test_the_schedule_rises_from_its_momentum_to_one(momentum: float, steps: int
     )
 
 
-@pytest.mark.parametrize("fields", [{"momentum": 1.1}, {"momentum": -0.1}, {"schedule": "line"}])
+@pytest.mark.parametrize("fields", [{"momentum": 1.1}, {"momentum": -0.1}])
 def test_settings_that_cannot_be_meant_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"--ema\."):
         EmaConfig(**fields)

@@ -287,7 +287,7 @@ def _binomial(level: Map) -> Map:
     return both / 256
 
 
-def _halved(level: Map) -> Map:
+def _halved(level: Map) -> Float[Tensor, "batch half_height half_width"]:
     return avg_pool2d(level, 2)
 
 

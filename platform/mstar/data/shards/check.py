@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ class Findings:
     decoded: int = 0
     distinct: list[tuple[int, int]] = field(default_factory=list)  # (rows, slides) of each window
     neighbours: int = 0
-    slides: Counter[str] = field(default_factory=Counter)
+    slides: Counter[Any] = field(default_factory=Counter)
     total: Float64[np.ndarray, " dim"] | None = None
     squares: Float64[np.ndarray, " dim"] | None = None
 

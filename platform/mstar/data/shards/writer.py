@@ -105,7 +105,7 @@ def _write_shard(
     return WrittenShard(info=info, sums=sums)
 
 
-def open_parquet(sink: io.BytesIO, target_dim: int) -> pq.ParquetWriter:
+def open_parquet(sink: io.BufferedIOBase, target_dim: int) -> pq.ParquetWriter:
     """A Parquet file as all shards are: uncompressed, JPEG and targets as plain bytes."""
     return pq.ParquetWriter(
         sink,
@@ -125,6 +125,7 @@ def mean_and_std(
 ) -> tuple[Float64[np.ndarray, " dim"], Float64[np.ndarray, " dim"]]:
     """Mean and standard deviation of each value, over the rows of some sums."""
     num_rows = max(1, sum(part.num_rows for part in sums))
+    sums = sums or [_no_sums(0)]
     mean = np.sum([part.total for part in sums], axis=0) / num_rows
     square = np.sum([part.squares for part in sums], axis=0) / num_rows
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
