@@ -309,7 +309,8 @@ def test_two_ranks_give_the_loss_and_gradients_of_one() -> None:
     alone = make_model(dropout=0.0)
     step_of(alone, [chunk_of(CASES[:5]), chunk_of(CASES[5:])], rate=0.1)
     for found in ranks:
-        torch.testing.assert_close(found["after"], alone.state_dict(), rtol=1e-5, atol=1e-6)
+        # the CLS token starts at 1e-6: rounding of its gradient is not small beside it
+        torch.testing.assert_close(found["after"], alone.state_dict(), rtol=1e-5, atol=5e-6)
 
 
 def test_random_features_are_drawn_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
