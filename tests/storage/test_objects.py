@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from mstar.errors import ConfigError, StorageError
 from mstar.storage import local, objects, retry, s3
+from mstar.storage.processes import process_mark
 from support.s3 import CountingProxy, Fault, s3_environment
 from support.storage_children import read_in_fork, write_forever, write_race
 
@@ -200,6 +203,19 @@ def test_temporary_files_of_dead_writers_are_hidden_and_collected(tmp_path: Path
     assert not old.exists()
     assert young.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_a_temporary_file_of_a_process_known_dead_needs_no_age(tmp_path: Path) -> None:
+    command = "import sys; from mstar.storage.processes import process_mark; print(process_mark())"
+    dead = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    mine, elsewhere = process_mark(), f"0123456789ab-{dead.stdout.split('-', 1)[1].strip()}"
+    names = {mark: tmp_path / f".mstar-{mark}-ab.tmp" for mark in (mine, elsewhere, "1")}
+    gone = tmp_path / f".mstar-{dead.stdout.strip()}-ab.tmp"
+    for path in (gone, *names.values()):
+        path.touch()
+    assert objects.collect_stale_temps(tmp_path, older_than_s=3600) == 1
+    assert not gone.exists()
+    assert all(path.exists() for path in names.values())
 
 
 def test_writers_leave_no_temporary_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Plan:
     notes: a local folder for what the ranks have to say.
     dies_at: rank 1 ends without a word before this step. node_goes_at: the node is announced to be
     taken away after this step. fails_with: `nan` or `storage`, of rank 1, every time.
+    scratch: where checkpoints are written before they are copied.
     """
 
     notes: str
@@ -33,11 +35,14 @@ class Plan:
     dies_at: int = -1
     node_goes_at: int = -1
     fails_with: str = ""
+    scratch: str = ""
 
 
 def train(session: Session, plan: Plan) -> None:
     """What a stage does: read the checkpoint, make the engine, run the loop."""
     notes = Path(plan.notes)
+    if plan.scratch:
+        tempfile.tempdir = plan.scratch
     with session.latest() as folder:
         start = TrainState(step=0, world_size=session.world_size, fingerprint="f")
         state = start if folder is None else read_state(folder)

@@ -124,7 +124,9 @@ class RankSession(LocalSession):
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
 
-    def save(self, write: Any, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def save(
+        self, write: Any, state: TrainState, metrics: Mapping[str, float], *, wait: bool = True
+    ) -> None:
         """Nothing is kept."""
 
 

@@ -27,6 +27,7 @@ class FakeSession:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     saved: list[TrainState] = field(default_factory=list)
+    waited: list[bool] = field(default_factory=list)
     metrics: list[Mapping[str, float]] = field(default_factory=list)
     goes_after: int | None = None
     asked: int = 0
@@ -36,10 +37,16 @@ class FakeSession:
         yield None
 
     def save(
-        self, write: Callable[[Path], None], state: TrainState, metrics: Mapping[str, float]
+        self,
+        write: Callable[[Path], None],
+        state: TrainState,
+        metrics: Mapping[str, float],
+        *,
+        wait: bool = True,
     ) -> None:
         write(Path("folder"))
         self.saved.append(state)
+        self.waited.append(wait)
         self.metrics.append(dict(metrics))
 
     def preempted(self) -> bool:
@@ -185,6 +192,7 @@ def test_a_node_that_goes_gets_a_checkpoint_first() -> None:
     with pytest.raises(InterruptedRunError, match="after step 4"):
         run.go()
     assert [state.step for state in run.session.saved] == [4]  # once, though it was due as well
+    assert run.session.waited == [True]  # the node may be gone before a copy beside training ends
     resumed = Run(config(checkpoint_every=4))
     assert resumed.go(run.session.saved[-1]).step == 10
     assert resumed.did[0] == ("step", 4)
@@ -196,6 +204,7 @@ def test_other_ranks_do_not_log() -> None:
     assert not [what for what, _ in run.did if what == "log"]
     assert run.tracker.metrics == []
     assert [state.step for state in run.session.saved] == [4, 8, 10]  # saving is collective
+    assert run.session.waited == [False, False, True]
 
 
 def test_a_real_session_goes_on_from_what_the_loop_wrote(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -32,9 +33,20 @@ def _quick_controller(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
 
 
-def run(plan: Plan, storage: str, *, workers: int = 2, restarts: int = 0) -> None:
+def run(
+    plan: Plan,
+    storage: str,
+    *,
+    workers: int = 2,
+    restarts: int = 0,
+    upload: Literal["sync", "async"] = "sync",
+) -> None:
     group = GroupConfig(
-        workers=workers, cpus_per_worker=0.5, max_restarts=restarts, keep_checkpoints=1
+        workers=workers,
+        cpus_per_worker=0.5,
+        max_restarts=restarts,
+        keep_checkpoints=1,
+        upload=upload,
     )
     train_on_ray(train, plan, group, name="run", storage=storage, env={"OMP_NUM_THREADS": "1"})
 
@@ -59,6 +71,24 @@ def test_a_lost_worker_costs_no_more_than_the_steps_since_the_checkpoint(tmp_pat
     names = found_checkpoints(str(tmp_path / "storage" / "run"))
     assert orphan.parent.name not in names
     assert [name[:16] for name in names][-1] == f"step-{engine_steps.STEPS:08d}-w2"
+
+
+@pytest.mark.slow
+def test_with_uploads_beside_training_a_lost_worker_costs_one_checkpoint_more_at_most(
+    tmp_path: Path,
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    plan = Plan(notes=str(tmp_path), engine=PLAIN, dies_at=5, scratch=str(scratch))
+    run(plan, str(tmp_path / "storage"), restarts=1, upload="async")
+    first, second = notes_of(tmp_path, "rank0")
+    assert first == "0 of 2"
+    assert second in ("2 of 2", "4 of 2")
+    assert_trained(tmp_path)
+    names = found_checkpoints(str(tmp_path / "storage" / "run"))
+    assert [name[:16] for name in names][-1] == f"step-{engine_steps.STEPS:08d}-w2"
+    left = {path.name for path in scratch.iterdir()}
+    assert len(left) <= 2, "only what the killed group was about to copy"
 
 
 def test_an_error_of_a_rank_comes_out_as_itself_and_is_not_tried_again(tmp_path: Path) -> None:

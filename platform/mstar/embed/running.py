@@ -67,6 +67,7 @@ class JobRun:
                 self.interrupted = True
                 standing = queue.standing(set(done_ids()))
             self._end(standing, progress.elapsed_s)
+        collect_leftovers(self.config.out)
         if self.interrupted:
             return ExitCode.INTERRUPTED
         return exit_code(standing.failed, standing.total, self.config.run.max_failures)
@@ -114,7 +115,7 @@ def job_run(name: str, config: Config, *, num_nodes: int = 1) -> Iterator[JobRun
 
 
 def collect_leftovers(out: str) -> None:
-    """Remove what killed runs left behind a day ago or more."""
+    """Remove what killed writers left behind: of this host at once, of others after a day."""
     collect_stale_temps(out, older_than_s=STALE_S)
     collect_stale_plans(out, older_than_s=STALE_S)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mstar.storage.processes import is_known_dead_mark, process_mark
+
 TEMP_PREFIX = ".mstar-"
 TEMP_SUFFIX = ".tmp"
 COPY_BYTES = 8 << 20
@@ -90,13 +92,16 @@ def walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def collect_stale_temps(root: Path, older_than_s: float) -> int:
-    """Delete what writers that died left behind; returns how many files."""
+    """Delete what writers that died left behind; returns how many files.
+
+    A writer of this host that is known to be gone will not come back: its files need no age.
+    """
     oldest_unix = time.time() - older_than_s
     count = 0
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder, name)
-            if _is_temp(name) and _modified_unix(path) < oldest_unix:
+            if _is_temp(name) and (_writer_is_dead(name) or _modified_unix(path) < oldest_unix):
                 delete(path)
                 count += 1
     return count
@@ -104,6 +109,15 @@ def collect_stale_temps(root: Path, older_than_s: float) -> int:
 
 def _is_temp(name: str) -> bool:
     return name.startswith(TEMP_PREFIX) and name.endswith(TEMP_SUFFIX)
+
+
+def _temp_name() -> str:
+    return f"{TEMP_PREFIX}{process_mark()}-{secrets.token_hex(6)}{TEMP_SUFFIX}"
+
+
+def _writer_is_dead(name: str) -> bool:
+    mark, _, _ = name.removeprefix(TEMP_PREFIX).rpartition("-")
+    return is_known_dead_mark(mark)
 
 
 def _modified_unix(path: Path) -> float:
@@ -117,8 +131,7 @@ def _modified_unix(path: Path) -> float:
 def _temp_beside(path: Path) -> Iterator[Path]:
     """A free name in the folder of `path`, which is made; nothing is left under it afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{TEMP_SUFFIX}"
-    temp = path.with_name(name)
+    temp = path.with_name(_temp_name())
     try:
         yield temp
     finally:
@@ -142,7 +155,7 @@ def _take_away(path: Path, wanted: str) -> bool:
     """Remove the file if it is the one tagged `wanted`; another one is put back."""
     if tag(path) != wanted:
         return False
-    aside = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{TEMP_SUFFIX}")
+    aside = path.with_name(_temp_name())
     try:
         os.rename(path, aside)
     except FileNotFoundError:

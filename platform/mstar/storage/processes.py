@@ -1,5 +1,7 @@
 """Which process this is, so that another one on the same host can tell whether it still lives."""
 
+import functools
+import hashlib
 import os
 import socket
 from dataclasses import dataclass
@@ -40,6 +42,27 @@ def is_known_dead(process: ProcessName) -> bool:
     if not here[1] or here != (process.host, process.boot_id, process.pid_namespace):
         return False
     return _start_ticks(process.pid) != process.start_ticks
+
+
+def process_mark() -> str:
+    """The calling process in a form for file names: `<place>-<pid>-<start ticks>`."""
+    return f"{_place()}-{os.getpid()}-{_start_ticks(os.getpid()) or 0}"
+
+
+def is_known_dead_mark(mark: str) -> bool:
+    """As `is_known_dead`, of a `process_mark`; False for whatever else the text may be."""
+    place, _, rest = mark.partition("-")
+    pid, _, ticks = rest.partition("-")
+    if not (_boot_id() and place == _place() and pid.isdecimal() and ticks.isdecimal()):
+        return False
+    return _start_ticks(int(pid)) != int(ticks)
+
+
+@functools.cache
+def _place() -> str:
+    """Digest of this host, boot and pid namespace: where a pid means something."""
+    here = "\0".join((socket.gethostname(), _boot_id(), _pid_namespace()))
+    return hashlib.sha256(here.encode()).hexdigest()[:12]
 
 
 def _boot_id() -> str:

@@ -79,7 +79,7 @@ class Loop:
                 self._validate()
             self._checkpoint_when_due()
         if self._saved != self.state.step:
-            self._save()
+            self._save(wait=True)
         return self.state
 
     def _validate(self) -> None:
@@ -100,15 +100,15 @@ class Loop:
     def _checkpoint_when_due(self) -> None:
         preempted = self.session.preempted()
         if preempted or self._due(self.config.checkpoint_every):
-            self._save()
+            self._save(wait=preempted or self.state.step == self.config.num_steps)
         if preempted:
             raise InterruptedRunError(f"the node is taken away after step {self.state.step}")
 
-    def _save(self) -> None:
+    def _save(self, *, wait: bool) -> None:
         self._saved = self.state.step
         self.state = replace(self.state, extra={**self.state.extra, "waited": self.waited})
         numbers = {name: value for name, value in self.last.items() if math.isfinite(value)}
-        self.session.save(self.write, self.state, numbers)
+        self.session.save(self.write, self.state, numbers, wait=wait)
 
     def _due(self, every: int) -> bool:
         done = self.state.step

@@ -8,6 +8,7 @@ configuration's fingerprint: the same command goes on where it stopped, another 
 """
 
 import logging
+import shutil
 import signal
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -27,6 +28,7 @@ from ray.train import (
     Checkpoint,
     CheckpointConfig,
     CheckpointConsistencyMode,
+    CheckpointUploadMode,
     FailureConfig,
     RunConfig,
     ScalingConfig,
@@ -67,18 +69,21 @@ class GroupConfig:
     """Restarts from the last checkpoint after a lost worker; preempted nodes do not count."""
     keep_checkpoints: int = 2
     """Checkpoints kept; older ones are deleted."""
+    upload: Literal["async", "sync"] = "async"
+    """`async`: training goes on while a checkpoint is copied to where it stays. The next one waits
+    for it, so a crash costs the steps since the checkpoint before the last at most."""
 
 
 class RaySession:
     """One rank under Ray Train."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, upload: str = "sync") -> None:
         """Call in a worker of the group; `folder` is where Ray keeps the run's checkpoints."""
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.leaving = False
-        self._folder = folder
+        self._folder, self._upload = folder, upload
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -95,11 +100,20 @@ class RaySession:
             yield Path(folder)
 
     def save(
-        self, write: Callable[[Path], None], state: TrainState, metrics: Mapping[str, float]
+        self,
+        write: Callable[[Path], None],
+        state: TrainState,
+        metrics: Mapping[str, float],
+        *,
+        wait: bool = True,
     ) -> None:
-        """Every rank's files, merged by Ray under a name that no other attempt has."""
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
+        """Every rank's files, merged by Ray under a name that no other attempt has.
+
+        The folder outlives the call while it is copied; Ray deletes it afterwards.
+        """
+        wait = wait or self._upload == "sync"
+        folder = Path(tempfile.mkdtemp(prefix="mstar-checkpoint-"))
+        try:
             write(folder)
             sizes, attempt = self._of_all_ranks(sizes_of(folder))
             if self.rank == 0:
@@ -108,7 +122,14 @@ class RaySession:
                 dict(metrics),
                 checkpoint=Checkpoint.from_directory(folder),
                 checkpoint_dir_name=checkpoint_name(state, attempt),
+                checkpoint_upload_mode=(
+                    CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC
+                ),
+                delete_local_checkpoint_after_upload=True,
             )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def preempted(self) -> bool:
         """Whether a node of the group is about to be taken away."""
@@ -158,7 +179,12 @@ def train_on_ray(
     """
     if objects.is_local(storage):
         storage = str(objects.local_path(storage).absolute())  # workers are in other folders
-    settings = {"train": train, "config": config, "folder": objects.join(storage, name)}
+    settings = {
+        "train": train,
+        "config": config,
+        "folder": objects.join(storage, name),
+        "upload": group.upload,
+    }
     while True:
         trainer = ray.train.torch.TorchTrainer(
             _on_rank,
@@ -220,7 +246,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _on_rank(settings: Mapping[str, Any]) -> str:
-    session = RaySession(settings["folder"])
+    session = RaySession(settings["folder"], upload=settings["upload"])
     try:
         settings["train"](session, settings["config"])
     except InterruptedRunError:

@@ -56,9 +56,17 @@ class Session(Protocol):
         """The newest complete checkpoint as a local folder; None on a fresh start. Collective."""
 
     def save(
-        self, write: Callable[[Path], None], state: TrainState, metrics: Mapping[str, float]
+        self,
+        write: Callable[[Path], None],
+        state: TrainState,
+        metrics: Mapping[str, float],
+        *,
+        wait: bool = True,
     ) -> None:
-        """Write a checkpoint: `write` puts this rank's files into a folder. Collective."""
+        """Write a checkpoint: `write` puts this rank's files into a folder. Collective.
+
+        wait: return when it is where it will stay; otherwise training may go on meanwhile.
+        """
 
     def preempted(self) -> bool:
         """Whether this node is about to be taken away. Collective."""
@@ -91,7 +99,12 @@ class LocalSession:
             yield _fetch(uri, Path(folder))
 
     def save(
-        self, write: Callable[[Path], None], state: TrainState, metrics: Mapping[str, float]
+        self,
+        write: Callable[[Path], None],
+        state: TrainState,
+        metrics: Mapping[str, float],
+        *,
+        wait: bool = True,
     ) -> None:
         """Write the folder whole: the state file, without which it does not count, comes last."""
         name = checkpoint_name(state, uuid.uuid4().hex)
