@@ -65,6 +65,7 @@ def test_a_relative_path_means_the_drivers_folder_in_every_worker(
         (["model.safetensors", "pytorch_model.bin", "config.json"], "model.safetensors"),
         (["pytorch_model.bin", "other.pth"], "pytorch_model.bin"),
         (["mSTAR.pth", "README.md", "sub/model.safetensors"], "mSTAR.pth"),
+        (["encoder.pth", "encoder.safetensors", "projection.safetensors"], "encoder.safetensors"),
     ],
 )
 def test_the_weights_of_a_folder_are_found(names: list[str], chosen: str) -> None:

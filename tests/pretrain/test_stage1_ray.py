@@ -18,8 +18,8 @@ import pytest
 
 from mstar.cli.main import main
 from mstar.models.stage1_files import load_aggregator, load_gene_encoder, load_text_encoder
-from mstar.pretrain.stage1_log import read_steps
 from mstar.training.exit_codes import ExitCode
+from mstar.training.run_log import read_steps
 from support.stage1_inputs import Stage1Inputs, losses_of, stage1_args, write_stage1_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -107,7 +107,7 @@ def test_a_run_of_one_process_goes_on_with_two_workers_and_back(
     inputs: Stage1Inputs, alone: Path, tmp_path: Path, local_ray: None
 ) -> None:
     """Without DeepSpeed, whose files hold a share per rank, either way is the same file."""
-    from mstar.pretrain.stage1_log import RunLog
+    from mstar.training.run_log import RunLog
 
     out = tmp_path / "out"
     append = RunLog.append

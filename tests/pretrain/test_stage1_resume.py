@@ -27,8 +27,8 @@ from mstar.data.splits.registry import (
 )
 from mstar.models.stage1_files import read_export
 from mstar.pretrain import stage1_export
-from mstar.pretrain.stage1_log import RunLog, read_steps
 from mstar.training.exit_codes import ExitCode
+from mstar.training.run_log import RunLog, read_steps
 from mstar.training.sessions import STATE_FILE
 from support.stage1_inputs import Stage1Inputs, losses_of, stage1_args, write_stage1_inputs
 

@@ -22,14 +22,14 @@ from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.rows import SlideRows
 from mstar.errors import ConfigError, TrainingError, WeightsError
 from mstar.models.patch_encoders import find_encoder, load_model, prepare_weights
-from mstar.pretrain import stage2, stage2_run
-from mstar.pretrain.stage1_log import read_steps
+from mstar.pretrain import stage2, stage2_finish
 from mstar.pretrain.stage2 import read_facts, run
 from mstar.pretrain.stage2_export import load_projection, read_record
 from mstar.pretrain.stage2_knn import knn_accuracy, read_labelled
 from mstar.training.engines import EngineConfig
 from mstar.training.exit_codes import ExitCode
 from mstar.training.ray_train import GroupConfig
+from mstar.training.run_log import read_steps
 from support.shard_sets import patch_image
 from support.stage2_runs import (
     ROWS,
@@ -256,8 +256,8 @@ def truncated(folder: Path, index: ShardIndex, shard: int) -> int:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage2_run, "curves", lambda *_: None)
-    monkeypatch.setattr(stage2_run, "neighbours", lambda *_: None)
+    monkeypatch.setattr(stage2_finish, "curves", lambda *_: None)
+    monkeypatch.setattr(stage2_finish, "neighbours", lambda *_: None)
 
 
 def test_bad_rows_are_counted_named_and_left_out_below_the_bound(

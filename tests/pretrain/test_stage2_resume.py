@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mstar.pretrain import stage2_run
+from mstar.pretrain import stage2_finish
 from mstar.pretrain.stage2 import read_facts, run
 from mstar.training.engines import EngineConfig
 from mstar.training.exit_codes import ExitCode
@@ -50,7 +50,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage2_run, "curves", lambda *_: None)
+    monkeypatch.setattr(stage2_finish, "curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,14 @@ import torch.distributed as dist
 from mstar.data.shards.decode import PatchBatch
 from mstar.data.shards.format import ShardIndex
 from mstar.pretrain import stage2_batches, stage2_run
-from mstar.pretrain.stage1_log import RunLog, read_steps
 from mstar.pretrain.stage2 import run
 from mstar.pretrain.stage2_batches import StepBatches
 from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.stage2_prepare import Stage2
 from mstar.pretrain.stage2_step import StepBatch
 from mstar.recipes.stage2 import laptop
 from mstar.storage import objects
+from mstar.training.run_log import RunLog, read_steps
 from mstar.training.sessions import LocalSession, TrainState
 from support.shard_sets import untrained_encoder, write_shard_set
 
@@ -133,10 +134,10 @@ class RankSession(LocalSession):
 def on_rank(config: Stage2Config) -> list[torch.Tensor]:
     """Train to the end on this rank; its parameters."""
     session = RankSession(config)
-    kept: list[stage2_run.Stage2] = []
+    kept: list[Stage2] = []
     go = stage2_run.go
 
-    def keeping(found: stage2_run.Stage2) -> TrainState:
+    def keeping(found: Stage2) -> TrainState:
         kept.append(found)
         return go(found)
 

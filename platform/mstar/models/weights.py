@@ -32,6 +32,7 @@ from mstar.storage import objects
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+STAGE2_EXPORT = "encoder.safetensors"  # a folder of `mstar stage2` also holds its projection
 HUB = "hf-hub:"
 RANDOM = "random:"
 BUILT_IN = "built-in"
@@ -152,7 +153,7 @@ def choose_file(names: Iterable[str], where: str) -> str:
         WeightsError: there is none, or more than one that could be meant.
     """
     files = sorted(n for n in names if "/" not in n and PurePosixPath(n).suffix in SUFFIXES)
-    for preferred in PREFERRED:
+    for preferred in (*PREFERRED, STAGE2_EXPORT):
         if preferred in files:
             return preferred
     if len(files) == 1:

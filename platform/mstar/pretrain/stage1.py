@@ -9,7 +9,6 @@ from mstar.config import to_json
 from mstar.pretrain.stage1_cases import Stage1Cases, choose_cases
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_facts import FACTS_FILE, claim, read_json, refuse_other_run
-from mstar.pretrain.stage1_log import LOG_FILE, followed, log_folder
 from mstar.pretrain.stage1_plan import StepPlan
 from mstar.pretrain.stage1_resume import checkpoint_root, run_name
 from mstar.pretrain.stage1_run import train
@@ -17,6 +16,7 @@ from mstar.pretrain.stage1_sources import open_inputs
 from mstar.pretrain.stage1_summary import summary
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode
+from mstar.training.run_log import LOG_FILE, followed, log_folder
 from mstar.training.sessions import LocalSession
 
 log = logging.getLogger("mstar.stage1")

@@ -14,17 +14,18 @@ from mstar.pretrain.stage1_cases import BadInput
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_facts import FACTS_FILE, read_json, validation_facts, write_json
 from mstar.pretrain.stage1_figures import curves, retrieval_matrix
-from mstar.pretrain.stage1_log import CURVES_FILE, MATRIX_FILE, RunLog
 from mstar.pretrain.stage1_model import export
 from mstar.pretrain.stage1_validate import Validation
 from mstar.pretrain.stage1_watch import Stage1Watch
 from mstar.storage import objects
+from mstar.training.run_log import RunLog
 from mstar.training.sessions import TrainState
 from mstar.training.tracking import NullTracker, Tracker
 
 log = logging.getLogger("mstar.stage1")
 
 TOKENIZER_FOLDER = "tokenizer"
+CURVES_FILE, MATRIX_FILE = "curves.png", "retrieval.png"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,7 +24,6 @@ from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_export import Exporter
 from mstar.pretrain.stage1_facts import facts_of, input_digests
 from mstar.pretrain.stage1_found_bad import FoundBad
-from mstar.pretrain.stage1_log import RunLog
 from mstar.pretrain.stage1_model import build_model, build_optimizer
 from mstar.pretrain.stage1_plan import StepPlan
 from mstar.pretrain.stage1_resume import newest_checkpoint, start_state
@@ -35,6 +34,7 @@ from mstar.pretrain.stage1_watch import Stage1Watch
 from mstar.training.engines import Engine, make_engine
 from mstar.training.loop import Loop, LoopConfig
 from mstar.training.optimizers import set_rates, warmup_cosine
+from mstar.training.run_log import RunLog
 from mstar.training.sessions import Session, TrainState
 from mstar.training.step_progress import StepProgress
 from mstar.training.tracking import start_tracking

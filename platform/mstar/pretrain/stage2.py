@@ -10,8 +10,9 @@ from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.order import EpochOrder
 from mstar.data.shards.pieces import group_rows
 from mstar.pretrain.stage1_facts import read_json
-from mstar.pretrain.stage1_log import LOG_FILE, followed, log_folder
 from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.stage2_finish import FACTS_FILE
+from mstar.pretrain.stage2_prepare import total_steps
 from mstar.pretrain.stage2_resume import (
     checkpoint_root,
     claim,
@@ -20,9 +21,10 @@ from mstar.pretrain.stage2_resume import (
     run_identity,
     run_name,
 )
-from mstar.pretrain.stage2_run import FACTS_FILE, total_steps, train
+from mstar.pretrain.stage2_run import train
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode
+from mstar.training.run_log import LOG_FILE, followed, log_folder
 from mstar.training.sessions import LocalSession
 
 

@@ -24,9 +24,16 @@ NOT_IN_THE_FINGERPRINT = (
     *("group", "engine", "out", "tracking", "dry_run", "device", "micro_batch", "shards"),
     *("weights", "allow_other_weights", "model_name", "checkpoint_every_steps", "log_every_steps"),
     *("watch_every_steps", "probe_patches", "knn_labels", "knn_every_steps", "knn_neighbours"),
+    *("decode_threads", "read_ahead_mb", "patience_s"),
 )
-AT_LEAST_ONE = ("epochs", "batch_patches", "micro_batch", "log_every_steps", "probe_patches")
-NOT_NEGATIVE = ("checkpoint_every_steps", "watch_every_steps", "knn_every_steps", "max_steps")
+AT_LEAST_ONE = (
+    *("epochs", "batch_patches", "micro_batch", "log_every_steps", "probe_patches"),
+    *("decode_threads", "read_ahead_mb"),
+)
+NOT_NEGATIVE = (
+    *("checkpoint_every_steps", "watch_every_steps", "knn_every_steps", "max_steps"),
+    "patience_s",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +61,12 @@ class Stage2Config:
     """Places of an epoch that every step takes patches from: the most workers there can be."""
     window_groups: int = 1
     """Row groups whose rows are permuted together, per lane; as many are held in memory."""
+    decode_threads: int = 2
+    """Threads of each worker that decode JPEGs (one decodes some 3,000 patches/s)."""
+    read_ahead_mb: int = 256
+    """Compressed megabytes that each worker reads ahead, beside the windows in use."""
+    patience_s: float = 600.0
+    """Seconds that storage may be away before the run stops."""
     lr: float = 1e-5
     """Peak learning rate of the encoder's last layer. A choice."""
     lr_projection: float = 1e-4
@@ -62,7 +75,7 @@ class Stage2Config:
     """Factor on the rate from each layer to the one before it; 1 for none, 0.75 to 0.9 to change
     early layers less. A choice."""
     checkpoint_every_steps: int = 1000
-    """Steps between checkpoints; a crash loses at most so many. 0 for the end only."""
+    """Steps between checkpoints. 0 for the end only."""
     log_every_steps: int = 10
     """Steps between records of loss and speed."""
     watch_every_steps: int = 200

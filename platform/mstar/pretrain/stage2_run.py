@@ -1,87 +1,32 @@
-"""Stage 2 on one rank: shards, student, anchor and engine put together, then the loop.
+"""Stage 2 on one rank: everything is prepared, the loop runs, the end is written.
 
 `train` is what every worker of the group runs, and what a run without Ray calls directly.
 """
 
-import json
 import logging
 import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from mstar.config import to_dict
-from mstar.data.shards.batches import Seat
-from mstar.data.shards.format import ShardIndex
 from mstar.errors import InterruptedRunError
-from mstar.losses.self_taught import TargetStatistics
-from mstar.models.ema import Ema
-from mstar.models.student import Student, build_student
-from mstar.pretrain.shard_stream import StreamConfig
-from mstar.pretrain.stage1_log import RunLog
-from mstar.pretrain.stage2_batches import StepBatches, probe_images
 from mstar.pretrain.stage2_config import Stage2Config
-from mstar.pretrain.stage2_export import ExportFacts, export, register
-from mstar.pretrain.stage2_figures import curves, neighbours
-from mstar.pretrain.stage2_knn import LabelledPatches, knn_check, read_labelled
+from mstar.pretrain.stage2_finish import finish
+from mstar.pretrain.stage2_knn import knn_check
+from mstar.pretrain.stage2_prepare import Stage2, prepare
 from mstar.pretrain.stage2_resume import (
-    Inputs,
-    newest_checkpoint,
-    open_inputs,
-    read_counts,
-    run_identity,
-    start_state,
     write_counts,
 )
-from mstar.pretrain.stage2_step import Stage2Steps, build_optimizer
-from mstar.pretrain.stage2_watch import Probe, Stage2Watch, encode
-from mstar.storage import objects
-from mstar.training.engines import Engine, make_engine
+from mstar.pretrain.stage2_watch import Stage2Watch
 from mstar.training.loop import Loop, LoopConfig
-from mstar.training.sessions import LocalSession, Session, TrainState
+from mstar.training.run_log import RunLog
+from mstar.training.sessions import Session, TrainState
 from mstar.training.step_progress import StepProgress
-from mstar.training.tracking import NullTracker, Tracker, start_tracking
 
 log = logging.getLogger("mstar.stage2")
-
-FACTS_FILE = "stage2.json"
-# of the machine or the attempt: equal runs leave equal files
-NOT_A_RESULT = ("step", "pid", "step_s", "patches_per_s", "input_wait", "gpu_gb")
-
-
-@dataclass(slots=True, kw_only=True)
-class Stage2:
-    """Everything that one rank holds.
-
-    probe and patches: on rank 0 only.
-    history: numbers of every logged step so far, those of former attempts included.
-    bad_rows: rows that could not be trained so far, of all ranks and attempts.
-    """
-
-    config: Stage2Config
-    session: Session
-    inputs: Inputs
-    batches: StepBatches
-    engine: Engine
-    ema: Ema
-    steps: Stage2Steps
-    state: TrainState
-    probe: Probe | None
-    patches: LabelledPatches | None
-    run_log: RunLog | None
-    tracker: Tracker = field(default_factory=NullTracker)
-    history: list[dict[str, float]] = field(default_factory=list)
-    bad_rows: int = 0
-
-    @property
-    def student(self) -> Student:
-        """The model being trained."""
-        assert isinstance(self.engine.module, Student)
-        return self.engine.module
 
 
 def train(session: Session, config: Stage2Config) -> None:
@@ -102,102 +47,6 @@ def train(session: Session, config: Stage2Config) -> None:
         except Exception:
             run.tracker.finish("FAILED")
             raise
-
-
-def prepare(session: Session, config: Stage2Config, run_log: RunLog | None) -> Stage2:
-    """Open the shards, build student and anchor, and take up the newest checkpoint."""
-    inputs = open_inputs(config)
-    index, identity = inputs.index, run_identity(config, inputs)
-    student = build_student(
-        index.encoder.name,
-        inputs.weights,
-        target_dim=index.target_dim,
-        seed=config.seed,
-        config=config.student,
-    ).to(session.device)
-    first = session.rank == 0
-    probe = take_probe(config, index, student) if first and config.watch_every_steps else None
-    ema = Ema(student)  # before an engine makes the parameters views of one large buffer
-    with newest_checkpoint(session, config.out, identity) as folder:
-        state = start_state(folder, config, identity, session)
-        engine = make_engine(
-            student,
-            build_optimizer(student, config),
-            config.engine,
-            grad_clip=config.optimizer.grad_clip,
-            resume=folder,
-        )
-        if folder is not None:
-            ema.load(folder)
-        bad_rows = read_counts(folder)
-    batches = open_batches(config, index, session)
-    statistics = statistics_of(index, session.device) if config.loss.standardise else None
-    run = Stage2(
-        config=config,
-        session=session,
-        inputs=inputs,
-        batches=batches,
-        engine=engine,
-        ema=ema,
-        steps=Stage2Steps(
-            engine=engine,
-            ema=ema,
-            config=config,
-            num_steps=total_steps(config, batches.per_epoch),
-            statistics=statistics,
-        ),
-        state=state,
-        probe=probe,
-        patches=read_labelled(config.knn_labels) if first and config.knn_labels else None,
-        run_log=run_log,
-        history=run_log.history(state.step) if run_log is not None else [],
-        bad_rows=bad_rows,
-    )
-    if config.tracking and first:
-        run.tracker = start_tracking("stage2", config, out=config.out, run_id=state.run_id or None)
-        run.state = replace(state, run_id=run.tracker.run_id)
-    return run
-
-
-def take_probe(config: Stage2Config, index: ShardIndex, student: Student) -> Probe:
-    """Fixed patches with the initial encoder's features."""
-    images = probe_images(config.shards, index, config.probe_patches)
-    return Probe.take(
-        student, images, micro_batch=config.micro_batch, precision=config.engine.precision
-    )
-
-
-def open_batches(config: Stage2Config, index: ShardIndex, session: Session) -> StepBatches:
-    """This rank's batches; Ray Data reads where Ray Train trains, threads do elsewhere."""
-    alone = isinstance(session, LocalSession)
-    stream = StreamConfig(
-        via="threads" if alone else "ray",
-        max_bad_share=bad_share(config.max_bad_rows, index.num_rows),
-        augmentation=config.augment,
-    )
-    seat = Seat(rank=session.rank, world_size=session.world_size)
-    return StepBatches(config.shards, index, config.order, seat, stream)
-
-
-def bad_share(spec: str, num_rows: int) -> float:
-    """`0.1%` or a count as a share of all rows."""
-    if spec.endswith("%"):
-        return float(spec[:-1]) / 100
-    return min(1.0, (int(spec) + 0.5) / max(1, num_rows))  # rounded down again where it is used
-
-
-def total_steps(config: Stage2Config, per_epoch: int) -> int:
-    """Optimiser steps of the run."""
-    every = config.epochs * per_epoch
-    return min(every, config.max_steps) if config.max_steps else every
-
-
-def statistics_of(index: ShardIndex, device: torch.device) -> TargetStatistics:
-    """Mean and deviation of the targets, as the shards record them."""
-    return TargetStatistics(
-        mean=torch.tensor(index.target_mean, dtype=torch.float32, device=device),
-        std=torch.tensor(index.target_std, dtype=torch.float32, device=device),
-    )
 
 
 def go(run: Stage2) -> TrainState:
@@ -318,63 +167,3 @@ def write_checkpoint(run: Stage2, folder: Path) -> None:
     if run.run_log is not None:
         write_counts(folder, bad_rows=run.bad_rows)
         run.run_log.publish()
-
-
-def finish(run: Stage2, state: TrainState) -> None:
-    """Export, pictures, model registry, the last word to the tracker."""
-    assert run.run_log is not None
-    config = run.config
-    every = {name: value for row in run.history for name, value in row.items()}
-    last = {name: value for name, value in every.items() if name not in NOT_A_RESULT}
-    facts = export_facts(run, state, last)
-    averaged = run.ema.module if config.branch == "ema" else None
-    hashes = export(
-        config.out, run.student, facts, encoder=averaged, statistics=run.steps.statistics
-    )
-    curves(run.history, run.run_log.folder / "curves.png")
-    run.tracker.log_artifact(run.run_log.folder / "curves.png")
-    if run.probe is not None:
-        settings = {"micro_batch": config.micro_batch, "precision": config.engine.precision}
-        after = encode(run.student, run.probe.images, **settings)  # type: ignore[arg-type]
-        path = run.run_log.folder / "neighbours.png"
-        neighbours(run.probe.images, run.probe.initial, after, path)
-        run.tracker.log_artifact(path)
-        if not objects.is_local(config.out):
-            objects.put_file(path, objects.join(config.out, path.name))
-    register(run.tracker, config.out, config.model_name, facts, hashes)
-    said = {
-        "fingerprint": state.fingerprint,
-        "complete": True,
-        "steps_done": state.step,
-        "steps": run.steps.num_steps,
-        "weights_sha256": hashes,
-        "metrics": last,
-        "bad_rows": run.bad_rows,
-        "facts": to_dict(facts),
-    }
-    run.run_log.say(f"stage2: {run.tracker.finish('FINISHED')}")
-    run.run_log.publish()
-    text = json.dumps(said, indent=1, sort_keys=True)
-    objects.write_whole(objects.join(config.out, FACTS_FILE), text.encode())
-
-
-def export_facts(run: Stage2, state: TrainState, last: Mapping[str, float]) -> ExportFacts:
-    """What the export says of itself."""
-    index, weights = run.inputs.index, run.inputs.weights
-    counts = index.counts
-    return ExportFacts(
-        encoder=index.encoder.name,
-        initial_uri=weights.uri,
-        initial_sha256=weights.sha256,
-        step=state.step,
-        branch=run.config.branch,
-        counts={
-            "patches": index.num_rows,
-            "slides": counts.num_slides,
-            "cases": counts.num_cases,
-        },
-        config=to_dict(run.config),
-        metrics=last,
-        provenance={"shards_fingerprint": index.fingerprint, "targets": dict(index.config)},
-        generated=index.config.get("data_source") == "generated",
-    )

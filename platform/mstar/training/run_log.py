@@ -1,9 +1,9 @@
-"""What a stage-1 run writes down as it goes, on rank 0.
+"""What a training run writes down as it goes, on rank 0.
 
     steps.jsonl     one line a step, one a validation; only ever appended to. A resumed run repeats
                     the steps after its checkpoint: the last line of a step counts.
     log.txt         progress, warnings, what was resumed
-    curves.png, retrieval.png
+    *.png           curves and other pictures
 
 They lie in the output folder. For an output in an object store they are written on this machine,
 and copied there with every checkpoint.
@@ -23,10 +23,7 @@ from mstar.config import fingerprint
 from mstar.storage import objects
 from mstar.training.tracking_places import state_folder
 
-STEPS_FILE, LOG_FILE, CURVES_FILE, MATRIX_FILE = (
-    *("steps.jsonl", "log.txt"),
-    *("curves.png", "retrieval.png"),
-)
+STEPS_FILE, LOG_FILE = "steps.jsonl", "log.txt"
 _POLL_S = 0.3
 
 
@@ -71,9 +68,10 @@ class RunLog:
         """Copy the files to an output in an object store."""
         if objects.is_local(self._out):
             return
-        for name in (STEPS_FILE, LOG_FILE, CURVES_FILE, MATRIX_FILE):
-            if (self.folder / name).exists():
-                objects.put_file(self.folder / name, objects.join(self._out, name))
+        files = [self.folder / STEPS_FILE, self.folder / LOG_FILE, *self.folder.glob("*.png")]
+        for path in files:
+            if path.exists():
+                objects.put_file(path, objects.join(self._out, path.name))
 
     @contextmanager
     def with_warnings(self) -> Iterator[None]:
@@ -112,7 +110,7 @@ def log_folder(out: str) -> Path:
     """Where the log of an output lies: in it, or on this machine for an object store."""
     if objects.is_local(out):
         return objects.local_path(out)
-    return state_folder(out) / f"stage1-{fingerprint(out)}"
+    return state_folder(out) / f"run-{fingerprint(out)}"
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:
