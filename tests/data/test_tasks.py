@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mstar.data.tasks as tasks_module
-from mstar.data.tasks import KINDS, METRICS, REGIMES, read_tasks
+from mstar.data.tasks import KINDS, METRICS, REGIMES, auxiliary_tasks, read_tasks
 from mstar.errors import TableError
 
 CSV = Path(tasks_module.__file__).with_name("tasks.csv")
@@ -48,21 +48,64 @@ def test_published_numbers() -> None:
     assert kinds["fusion_survival"] == 9
     assert sum(task.has_survival_labels for task in tasks.values()) == 25
     assert sum(task.has_class_labels for task in tasks.values()) == 67
-    assert set(kinds) == set(KINDS)
+    assert set(kinds) == set(KINDS) - {"few_shot"}  # of the older list alone
     assert {task.metric for task in tasks.values()} == set(METRICS)
-    assert {task.regime for task in tasks.values()} == set(REGIMES)
+    assert {task.regime for task in tasks.values()} == set(REGIMES) - {"training_only"}
 
 
 def test_external_tasks_take_a_head_that_fits() -> None:
     """Where a head is taken from a task, the labels are of one kind and the classes are known."""
-    tasks = {task.task_id: task for task in read_tasks()}
+    tasks = {task.task_id: task for task in (*read_tasks(), *auxiliary_tasks())}
     for task in tasks.values():
-        assert (task.regime == "external") <= (task.trained_on is not None)
-        source = tasks.get(task.trained_on or "")
-        if source is None:
+        assert (task.regime == "external") == (task.trained_on is not None)
+        if task.trained_on is None:
             continue
+        source = tasks[task.trained_on]
         assert task.kind == source.kind
-        assert set(task.class_names) <= set(source.class_names)
+        assert task.class_names == source.class_names  # in one order: a code is one class
+
+
+def test_the_reference_is_unchanged_and_more_is_said_of_each_row() -> None:
+    """Unit by the conventions of the list, a split policy by the regime, a source for all but two.
+
+    Slides are 1 to 11, 20 and 62 to 67.
+    """
+    slides = {*range(1, 12), 20, *range(62, 68)}
+    policies = {"held_out": "registry", "external": "test_only", "zero_shot": "test_fold"}
+    for task in read_tasks():
+        assert task.unit == ("slide" if task.number in slides else "case")
+        own = "kfold" if task.split == "5fold" else "own"
+        assert task.split_policy == policies.get(task.regime, own)
+        assert task.source or task.number in (53, 54)
+        assert (task.source_certainty == "unlisted") == ("unlisted" in task.task_id)
+    published = {1, 3, 11, 20, 56, *range(62, 68), *range(73, 82), *range(89, 98)}
+    assert {task.number for task in read_tasks() if task.split_file} == published
+
+
+def test_kinds_that_cannot_be_run_say_that_they_come_later() -> None:
+    later = Counter(task.kind for task in read_tasks() if task.comes_later)
+    assert later == {
+        "zero_shot": 6,
+        "retrieval": 2,
+        "report_generation": 3,
+        "fusion_survival": 9,
+    }
+    assert all("later" in task.comes_later for task in read_tasks() if task.kind in later)
+
+
+def test_codes_come_from_the_row_and_aliases_are_taken() -> None:
+    task = next(task for task in read_tasks() if task.task_id == "camelyon_metastasis")
+    codes = [task.code_of(name) for name in ("normal", "metastasis", "tumor", "Tumor")]
+    assert codes == [0, 1, 1, None]
+
+
+def test_a_patient_is_a_case_a_tcga_participant_or_what_the_pattern_finds() -> None:
+    tasks = {task.task_id: task for task in read_tasks()}
+    nodes = tasks["camelyon_metastasis"]
+    assert nodes.patient_of("patient_004_node_4") == "patient_004"
+    assert nodes.patient_of("x", ("patient_004_node_1.tif",)) == "patient_004"
+    assert nodes.patient_of("normal_001") == "normal_001"  # CAMELYON16: a slide a patient
+    assert tasks["tcga_brca_os"].patient_of("TCGA-A2-A0T2-01Z-00-DX1") == "TCGA-A2-A0T2"
 
 
 def test_a_table_of_ones_own_needs_three_columns(tmp_path: Path) -> None:
@@ -97,11 +140,24 @@ def test_a_table_of_ones_own_needs_three_columns(tmp_path: Path) -> None:
         ("a,survival,c_index,,nobody,", "trained_on"),
         ("a,survival,c_index,,a,", "trained_on"),
         ("a,survival,c_index,,,7:1", "split"),
+        ("a,survival,c_index,,aux_nothing,", "trained_on"),
+        ("a,classification,macro_auc,x|y,,,x=y", "label_aliases"),
+        ("a,classification,macro_auc,x|y,,,z=w", "label_aliases"),
+        ("a,classification,macro_auc,x|y,,,z=x|z=y", "label_aliases"),
+        ("a,survival,c_index,,,,,(", "patient_pattern"),
+        ("a,survival,c_index,,,,,,patch", "unit"),
+        ("a,survival,c_index,,,,,,,whim", "split_policy"),
     ],
 )
 def test_a_wrong_cell_is_named(tmp_path: Path, row: str, column: str) -> None:
     path = tmp_path / "tasks.csv"
-    head = "task_id,kind,metric,classes,trained_on,split\nfirst,survival,c_index,,,7:1:2\n"
-    path.write_text(head + row + "\n")
+    more = "label_aliases,patient_pattern,unit,split_policy"
+    head = f"task_id,kind,metric,classes,trained_on,split,{more}\n"
+    path.write_text(f"{head}first,survival,c_index,,,7:1:2,,,,\n{padded(row, head)}\n")
     with pytest.raises(TableError, match=rf"row 2, column {column}: expected"):
         read_tasks(str(path))
+
+
+def padded(row: str, head: str) -> str:
+    """The row with as many cells as the header."""
+    return row + "," * (head.count(",") - row.count(","))

@@ -85,7 +85,14 @@ def test_another_configuration_into_the_same_store_is_refused(
 class TestKilled:
     """`kill -9` of a worker at any moment: the same bytes, nothing half-written ever seen."""
 
-    @pytest.mark.parametrize("moment", ["claimed", "a part is written", "a slide is done"])
+    @pytest.mark.parametrize(
+        "moment",
+        [
+            pytest.param("claimed", marks=pytest.mark.slow),
+            "a part is written",
+            pytest.param("a slide is done", marks=pytest.mark.slow),
+        ],
+    )
     def test_encoder_actor(
         self, moment: str, slides: Path, undisturbed: dict[str, str], tmp_path: Path
     ) -> None:

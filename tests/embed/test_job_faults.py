@@ -53,6 +53,7 @@ def test_two_runs_share_the_work(
     assert leftovers(out) == []
 
 
+@pytest.mark.slow
 def test_a_frozen_owner_that_wakes_late_changes_nothing(
     slides: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def download(root: str, folder: Path) -> None:
         target.write_bytes(read_bytes(file.uri))
 
 
+@pytest.mark.slow
 def test_two_nodes_fetch_every_slide_once(
     s3_server: str, bucket: str, slides: Path, tmp_path: Path, local_ray: None
 ) -> None:

@@ -125,6 +125,7 @@ def test_asked_to_stop_it_ends_with_130_and_goes_on_later(
     asked: signal.Signals,
 ) -> None:
     out, append = tmp_path / "out", RunLog.append
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 
     def stop_at_ten(self: RunLog, step: int, metrics: dict[str, float]) -> None:
         append(self, step, metrics)
@@ -133,7 +134,10 @@ def test_asked_to_stop_it_ends_with_130_and_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "append", stop_at_ten)
-        assert main(stage1_args(inputs, out, *FLAGS)) == ExitCode.INTERRUPTED
+        try:
+            assert main(stage1_args(inputs, out, *FLAGS)) == ExitCode.INTERRUPTED
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert "interrupted" in capsys.readouterr().err
     assert max(losses_of(out)) == 10
     assert not json.loads((out / "stage1.json").read_text())["complete"]

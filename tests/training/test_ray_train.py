@@ -91,6 +91,7 @@ def test_with_uploads_beside_training_a_lost_worker_costs_one_checkpoint_more_at
     assert len(left) <= 2, "only what the killed group was about to copy"
 
 
+@pytest.mark.slow
 def test_an_error_of_a_rank_comes_out_as_itself_and_is_not_tried_again(tmp_path: Path) -> None:
     plan = Plan(notes=str(tmp_path), engine=PLAIN, fails_with="nan")
     before = signal.getsignal(signal.SIGINT)

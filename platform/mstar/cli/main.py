@@ -92,6 +92,21 @@ JOBS = {
         run="mstar.cli.ablate:run",
         recipes="mstar.recipes.ablate",
     ),
+    "tasks list": Job(
+        summary="the downstream tasks, each with kind, endpoint, metric, regime",
+        run="mstar.downstream.tasks_job:run_list",
+        config="mstar.downstream.tasks_job:TasksListConfig",
+    ),
+    "tasks show": Job(
+        summary="one task: what it is, and what it needs from you",
+        run="mstar.downstream.tasks_job:run_show",
+        config="mstar.downstream.tasks_job:TasksShowConfig",
+    ),
+    "tasks check": Job(
+        summary="label tables + features → which tasks can run, and why not the others",
+        run="mstar.downstream.tasks_job:run_check",
+        config="mstar.downstream.tasks_job:TasksCheckConfig",
+    ),
     "export": Job(
         summary="features → the layout of CLAM, mSTAR, TRIDENT or STAMP",
         run="mstar.cli.exchange:export_features",

@@ -1,28 +1,38 @@
-"""Tasks: what the paper evaluates a model on, one row each in `tasks.csv` beside this file.
+"""Tasks: what a model is evaluated on, one row each in `tasks*.csv` beside this file.
 
-    number            1 to 97, the order of the paper's groups
+    number            order in its registry
     task_id           unique; names the label table labels/<task_id>.csv
     category, application_type, dataset, endpoint   what is predicted, and on which data
     kind              how it is scored and trained: one of KINDS
-    classes           name:cases joined by |, in label order; names alone where no count is
-                      published; empty where there are no classes or their names are unpublished
+    classes           name:cases joined by |, in the order of the label codes; names alone where no
+                      count is published; empty where there are no classes, or their names are
+                      unpublished
     n_samples, split  as published: `train:val:test`, `5fold`, or empty
     regime            held_out (cut from the pretraining cohort) | external (test only) |
-                      independent (own split, own data) | zero_shot
-    trained_on        whose head an external task takes: a task_id, or `aux_…` for a head that is
-                      trained for this purpose alone and is not one of the tasks
+                      independent (own split, own data) | zero_shot | training_only
+    trained_on        whose head an external task takes: a task_id
     metric, access, source_certainty   S: stated; S_conflict: stated twice, differently;
                       I: inferred; unlisted: counted by the paper, not named
+    unit              what a sample is: a slide, or a case with all its slides
+    split_policy      who says which part a sample is in: one of SPLIT_POLICIES
+    source            where slides and labels come from
+    split_file        who publishes the parts: `authors`, `authors@<commit>`, or empty
+    label_aliases     other=class joined by |: names that label tables use for a class
+    patient_pattern   regular expression; what it finds in the case id (or the slide's) is the
+                      patient, for cohorts whose cases are no patients
+    notes             what one should know before comparing numbers
 
-Users add tasks as rows of a table of their own: only task_id, kind and metric are required there.
+Users add rows in tables of their own: only task_id, kind and metric are required there. They are
+joined with those of the package in `mstar.data.task_registry`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mstar.data.splits.leaks import patient_of
 from mstar.data.tables import Column, bad_cell, read_table
 from mstar.storage.ids import slide_id_problem
 
@@ -32,23 +42,46 @@ KINDS = (
     "survival",
     "fusion_survival",
     "zero_shot",
+    "few_shot",
     "retrieval",
     "report_generation",
 )
-REGIMES = ("held_out", "external", "independent", "zero_shot")
+REGIMES = ("held_out", "external", "independent", "zero_shot", "training_only")
 METRICS = ("macro_auc", "c_index", "recall_at_k", "bleu_meteor_rouge")
-AUXILIARY = "aux_"  # heads that external tasks take, but that are no tasks themselves
+UNITS = ("slide", "case")
+SPLIT_POLICIES = {
+    "registry": "cut from the cohort's split registry",
+    "own": "the label table's own train, val and test, or a split made for it",
+    "kfold": "every patient tested once, in one of several folds",
+    "test_only": "all of it is tested, with the models of another task",
+    "train_only": "trains and validates the head of other tasks, tests nothing",
+    "test_fold": "the test part of a labelled data set, nothing is trained",
+}
+LATER = {
+    "zero_shot": "zero-shot classification comes later: it needs text prompts, not a head",
+    "few_shot": "few-shot classification comes later: it needs prototypes picked by text",
+    "retrieval": "retrieval between slides and reports comes later",
+    "report_generation": "report generation comes later: it needs a decoder, not a head",
+    "fusion_survival": "fusion with gene expression comes later; the unimodal task can be run",
+}
+"""Kinds that are listed, and why they cannot be run yet."""
 
-_CLASSED = ("classification", "ordinal", "zero_shot")
+_CLASSED = ("classification", "ordinal", "zero_shot", "few_shot")
 _SURVIVAL = ("survival", "fusion_survival")
+_POLICY_OF_REGIME = {
+    "held_out": "registry",
+    "external": "test_only",
+    "zero_shot": "test_fold",
+    "training_only": "train_only",
+}
 _COUNTED = re.compile(r"(?P<name>.+):(?P<count>[0-9]+)")
 _SIZES = re.compile(r"[0-9]+:[0-9]+:[0-9]+")
 _FOLDS = re.compile(r"[0-9]+fold")
 _PACKAGED = Path(__file__).with_name("tasks.csv")
 
 
-def _optional(name: str, kind: Any = "text", allowed: tuple[str, ...] = ()) -> Column:
-    return Column(name=name, kind=kind, required=False, nullable=True, allowed=allowed)
+def _optional(name: str, kind: Any = "text", allowed: Sequence[str] = ()) -> Column:
+    return Column(name=name, kind=kind, required=False, nullable=True, allowed=tuple(allowed))
 
 
 TASK_COLUMNS = (
@@ -67,18 +100,24 @@ TASK_COLUMNS = (
     Column(name="metric", allowed=METRICS),
     _optional("access", allowed=("public", "private")),
     _optional("source_certainty"),
+    _optional("unit", allowed=UNITS),
+    _optional("split_policy", allowed=tuple(SPLIT_POLICIES)),
+    _optional("source"),
+    _optional("split_file"),
+    _optional("label_aliases"),
+    _optional("patient_pattern"),
+    _optional("notes"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One task: a cohort, a label, a metric and a split.
+    """One task: a cohort, a label, a metric and a split; columns are as the module says.
 
-    class_names: in label order; empty where there are none, or none are published.
-    class_counts: cases of each class as published, as many as names, or empty.
-    num_samples: as published, slides or cases as the source counts.
-    split: as published; what a run uses is the split of its label table.
-    trained_on: the task, or auxiliary task, whose head is tested here.
+    class_names: a class's place is its code; empty where there are none, or none are published.
+    class_counts: as published, as many as names, or empty.
+    split: as published; what a run uses is decided by `split_policy`.
+    label_aliases: (other name, class).
     """
 
     task_id: str
@@ -97,6 +136,18 @@ class Task:
     trained_on: str | None = None
     access: str = ""
     source_certainty: str = ""
+    unit: str = "case"
+    split_policy: str = "own"
+    source: str = ""
+    split_file: str = ""
+    label_aliases: tuple[tuple[str, str], ...] = ()
+    patient_pattern: str = ""
+    notes: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; a class's place is its code."""
+        return self.class_names
 
     @property
     def has_survival_labels(self) -> bool:
@@ -105,8 +156,13 @@ class Task:
 
     @property
     def has_class_labels(self) -> bool:
-        """Whether its label table holds one class a case."""
+        """Whether its label table holds one class a sample."""
         return self.kind in _CLASSED
+
+    @property
+    def comes_later(self) -> str:
+        """Why tasks of this kind cannot be run yet; empty for those that can."""
+        return LATER.get(self.kind, "")
 
     @property
     def split_sizes(self) -> tuple[int, int, int] | None:
@@ -115,6 +171,20 @@ class Task:
             return None
         train, val, test = map(int, self.split.split(":"))
         return train, val, test
+
+    def code_of(self, label: str) -> int | None:
+        """The code of a class by its name or another name of it; None when it is no class."""
+        name = dict(self.label_aliases).get(label, label)
+        return self.class_names.index(name) if name in self.class_names else None
+
+    def patient_of(self, case_id: str, slides: Sequence[str] = ()) -> str:
+        """The patient that a sample is of: what must never be in two parts."""
+        if self.patient_pattern:
+            for text in (case_id, *slides):
+                found = re.search(self.patient_pattern, text)
+                if found:
+                    return found[0]
+        return patient_of(case_id)
 
 
 def read_tasks(uri: str | None = None) -> tuple[Task, ...]:
@@ -125,11 +195,32 @@ def read_tasks(uri: str | None = None) -> tuple[Task, ...]:
             or of the paper.
     """
     where = str(_PACKAGED) if uri is None else uri
-    rows = read_table(where, TASK_COLUMNS).to_pylist()
-    tasks = tuple(_task(where, row, cells) for row, cells in enumerate(rows))
-    known = {task.task_id for task in tasks} | ({t.task_id for t in read_tasks()} if uri else set())
-    _check_trained_on(where, tasks, known)
+    tasks = read_task_rows(where)
+    known = {task.task_id for task in tasks} | {task.task_id for task in auxiliary_tasks()}
+    if uri is not None:
+        known |= {task.task_id for task in read_tasks()}
+    check_trained_on(where, tasks, known)
     return tasks
+
+
+def auxiliary_tasks() -> tuple[Task, ...]:
+    """The tasks that only train heads for external tasks, and are none of the 97."""
+    return read_task_rows(str(_PACKAGED.with_name("tasks_auxiliary.csv")))
+
+
+def read_task_rows(uri: str) -> tuple[Task, ...]:
+    """The tasks of a table, whatever `trained_on` names."""
+    rows = read_table(uri, TASK_COLUMNS).to_pylist()
+    return tuple(_task(uri, row, cells) for row, cells in enumerate(rows))
+
+
+def check_trained_on(uri: str, tasks: Sequence[Task], known: Collection[str]) -> None:
+    """Raises TableError when a task takes the head of a task that is not known, or its own."""
+    for row, task in enumerate(tasks):
+        source = task.trained_on
+        if source is not None and (source not in known or source == task.task_id):
+            expected = "the id of another task"
+            raise bad_cell(uri, row, "trained_on", expected, source, "Correct the id.")
 
 
 def _task(uri: str, row: int, cells: dict[str, Any]) -> Task:
@@ -146,15 +237,19 @@ def _task(uri: str, row: int, cells: dict[str, Any]) -> Task:
     if split and not (_SIZES.fullmatch(split) or _FOLDS.fullmatch(split)):
         expected = "train:val:test or 5fold"
         raise bad_cell(uri, row, "split", expected, split, "Leave it empty if unknown.")
-    parsed = {"classes", "n_samples", "split"}
-    plain = {key: value for key, value in cells.items() if value is not None and key not in parsed}
-    return Task(
-        **plain,
-        class_names=names,
-        class_counts=counts,
-        num_samples=cells.get("n_samples"),
-        split=split,
-    )
+    _check_pattern(uri, row, cells.get("patient_pattern") or "")
+    parsed: dict[str, Any] = {
+        "class_names": names,
+        "class_counts": counts,
+        "num_samples": cells.get("n_samples"),
+        "split": split,
+        "label_aliases": _aliases(uri, row, cells.get("label_aliases") or "", names),
+        "split_policy": cells.get("split_policy")
+        or _POLICY_OF_REGIME.get(cells.get("regime") or "", "own"),
+    }
+    left = parsed.keys() | {"classes", "n_samples"}
+    plain = {key: value for key, value in cells.items() if value is not None and key not in left}
+    return Task(**plain, **parsed)
 
 
 def _classes(uri: str, row: int, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -170,11 +265,22 @@ def _classes(uri: str, row: int, text: str) -> tuple[tuple[str, ...], tuple[int,
     return names, tuple(int(match["count"]) for match in matches)
 
 
-def _check_trained_on(uri: str, tasks: Sequence[Task], known: set[str]) -> None:
-    for row, task in enumerate(tasks):
-        source = task.trained_on
-        if source is None or source.startswith(AUXILIARY):
-            continue
-        if source not in known or source == task.task_id:
-            expected = f"the id of another task, or {AUXILIARY}… for a head that is no task"
-            raise bad_cell(uri, row, "trained_on", expected, source, "Correct the id.")
+def _aliases(uri: str, row: int, text: str, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of `tumor=metastasis`; each other name stands for one class, and is none itself."""
+    pairs = [part.partition("=")[::2] for part in text.split("|")] if text else []
+    others = [other for other, _ in pairs]
+    wrong = len(set(others)) < len(others) or any(
+        not other or other in names or (names and name not in names) for other, name in pairs
+    )
+    if wrong:
+        expected = "other=class joined by |, each other name once and no class itself"
+        raise bad_cell(uri, row, "label_aliases", expected, text, "Write it like pos=positive.")
+    return tuple(pairs)
+
+
+def _check_pattern(uri: str, row: int, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        expected = f"a regular expression ({error})"
+        raise bad_cell(uri, row, "patient_pattern", expected, pattern, "Correct it.") from error

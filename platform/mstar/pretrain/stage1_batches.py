@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from mstar.data.bags import BagReader
 from mstar.data.report_tokens import ReportTokenizer, case_seed
@@ -38,6 +38,7 @@ class CaseInputs:
     bins: BinningConfig
     seed: int
     on_bad: Callable[[BadInput], None]
+    token_dropout: float = 0.0
 
     def chunk(self, cases: Sequence[TrainCase], *, epoch: int, training: bool) -> Chunk:
         """The inputs of some cases; of none, an empty chunk."""
@@ -82,11 +83,21 @@ class CaseInputs:
             seeds=[case_seed(self.seed, epoch, key) for key in keys],
             trim=True,
         )
+        mask = batch.attention_mask
+        if training and self.token_dropout:
+            mask = mask & np.stack([self._shown(key, epoch, mask.shape[1]) for key in keys])
         return {
             "tokens": torch.from_numpy(batch.input_ids),
-            "token_mask": torch.from_numpy(batch.attention_mask),
+            "token_mask": torch.from_numpy(mask),
             "token_cases": torch.tensor(places, dtype=torch.int64),
         }
+
+    def _shown(self, key: str, epoch: int, width: int) -> Bool[np.ndarray, " token"]:
+        """Which places of a report are shown in an epoch; [CLS] always."""
+        rng = np.random.default_rng([*case_seed(self.seed, epoch, key), 1])  # 0 draws the window
+        shown: Bool[np.ndarray, " token"] = rng.random(width) >= self.token_dropout
+        shown[0] = True
+        return shown
 
     def _expression(self, cases: Sequence[TrainCase], epoch: int, training: bool) -> dict[str, Any]:
         places = [place for place, one in enumerate(cases) if "gene" in one.modalities]

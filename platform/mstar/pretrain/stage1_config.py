@@ -59,6 +59,9 @@ class Stage1Config:
     """Report encoder and its tokenizer: a hub id or a local folder of the BERT family."""
     max_tokens: int = 512
     """Tokens of a report; of longer ones a random window in training, the first in validation."""
+    token_dropout: float = 0.0
+    """Share of a training report's tokens that are hidden, drawn anew every epoch: against learning
+    small cohorts by heart. A choice."""
     num_bins: int = 5
     """Bins of expression; 5 gives scBERT's 7 token ids. A choice."""
     binning: Literal["floor_clip", "quantile"] = "floor_clip"
@@ -117,6 +120,10 @@ class Stage1Config:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.token_dropout < 1:
+            raise ConfigError(
+                f"--token-dropout {self.token_dropout}: expected a share from 0 to below 1"
+            )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(
                 f"--val-fraction {self.val_fraction}: expected a share from 0 to below 1"

@@ -42,6 +42,7 @@ def open_inputs(
         tokenizer=tokenizer,
         expression=expression,
         bins=config.bins,
+        token_dropout=config.token_dropout,
         seed=config.seed,
         on_bad=on_bad,
     )

@@ -28,6 +28,8 @@ KINDS = {
     "text": "text; name: file name of the artifact",
     "artifact": "file: path below files/; folder: of the artifact, may be empty",
     "model": "name, uri: of a version for the model registry; tags: name → text; description",
+    "run": "a run below this one: run_id, parent (empty: this run), run_name, status, start_ms, "
+    "end_ms; params, tags: name → text; metrics: (name, number, step); files: (file, folder)",
     "finish": "status: FINISHED | FAILED | KILLED",
 }
 RECORDS, POSITION, RUN, FILES = "records.jsonl", "position.json", "run.json", "files"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +63,32 @@ class Tracker(Protocol):
         """Ends the run as FINISHED, FAILED or KILLED; says in a line where it can be found."""
 
 
+@runtime_checkable
+class TreeTracker(Tracker, Protocol):
+    """A tracker whose run may have runs below it."""
+
+    def log_run(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        status: str,
+        parent: str = "",
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        metrics: Sequence[tuple[str, float, int]] = (),
+        files: Sequence[tuple[Path, str]] = (),
+        duration_s: float = 0.0,
+    ) -> None:
+        """Logs a run below this one, or more of one: RUNNING, FINISHED, FAILED or KILLED.
+
+        run_id: our id of it; equal ids are one run.
+        parent: our id of the run it is below; empty: this one.
+        metrics: name, number, step.
+        files: local file, folder among the artifacts.
+        """
+
+
 class NullTracker:
     """Tracks nothing."""
 
@@ -86,6 +112,9 @@ class NullTracker:
     def log_model(
         self, name: str, uri: str, *, tags: Mapping[str, Any], description: str = ""
     ) -> None:
+        """Does nothing."""
+
+    def log_run(self, run_id: str, **_: Any) -> None:
         """Does nothing."""
 
     def finish(self, status: str = "FINISHED") -> str:
@@ -145,6 +174,35 @@ class SpoolTracker:
         flat = {clean_name(k): shorten(str(v), MAX_TAG_LENGTH) for k, v in tags.items()}
         self._append("model", name=name, uri=redact(uri), tags=flat, description=description)
 
+    def log_run(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        status: str,
+        parent: str = "",
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        metrics: Sequence[tuple[str, float, int]] = (),
+        files: Sequence[tuple[Path, str]] = (),
+        duration_s: float = 0.0,
+    ) -> None:
+        """Logs a run below this one; a file that cannot be kept is warned about."""
+        now_ms = round(time.time() * 1000)
+        self._append(
+            "run",
+            run_id=run_id,
+            parent=parent,
+            run_name=name,
+            status=status,
+            start_ms=now_ms - round(duration_s * 1000),
+            end_ms=now_ms,
+            params={k: shorten(v, MAX_PARAM_LENGTH) for k, v in flatten(params or {}).items()},
+            tags={clean_name(k): shorten(str(v), MAX_TAG_LENGTH) for k, v in (tags or {}).items()},
+            metrics=[(clean_name(name), float(value), step) for name, value, step in metrics],
+            files=[(kept, folder) for path, folder in files if (kept := self._kept(path))],
+        )
+
     def finish(self, status: str = "FINISHED") -> str:
         """Ends the run, waits a bounded time for the tracker process, and says where the run is."""
         self._append("finish", status=status)
@@ -159,6 +217,13 @@ class SpoolTracker:
         kept = f"run {self.run_id} is not yet whole in MLflow; {self._way_out()}"
         self._warn(kept)
         return kept
+
+    def _kept(self, path: Path) -> str:
+        try:
+            return self._spool.keep_file(Path(path))
+        except OSError as error:
+            self._warn(f"could not keep {path}: {error}")
+            return ""
 
     def _append(self, kind: str, **fields: Any) -> None:
         try:
@@ -190,12 +255,14 @@ def start_tracking(
     num_nodes: int = 1,
     finish_wait_s: float = FINISH_WAIT_S,
     run_id: str | None = None,
-) -> Tracker:
+    uri: str = "",
+) -> SpoolTracker | NullTracker:
     """Starts the MLflow run of a job: its config as params, its circumstances as tags.
 
     job: names the MLflow experiment, for example `embed`.
     run_id: our id of a run to go on with, as after a restart from a checkpoint; None for a new one.
     out: the job's output, local or s3://, which decides where the default MLflow is.
+    uri: of MLflow; empty: `tracking_uri(out)`.
     num_nodes: of the cluster; an SQLite file and several nodes are warned about.
     A spool that cannot be written is warned about, and the job goes untracked.
     """
@@ -204,7 +271,7 @@ def start_tracking(
         run_id=run_id,
         experiment=job,
         run_name=f"{job}-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}",
-        uri=tracking_uri(out),
+        uri=uri or tracking_uri(out),
         start_ms=round(time.time() * 1000),
         host=socket.gethostname(),
         pid=os.getpid(),

@@ -1,4 +1,4 @@
-"""The one process, and the one file, that speaks to MLflow: sends a spool to its run.
+"""The one process that speaks to MLflow: sends a spool to its run, and to the runs below it.
 
     python -m mstar.training.tracking_process SPOOL                 sends what is left, then ends
     python -m mstar.training.tracking_process SPOOL --follow PID    goes on until job PID is done
@@ -45,12 +45,13 @@ from mstar.training.spool import (
     read_records,
     write_position,
 )
+from mstar.training.tracking_children import ChildRuns
 
 POLL_S = 0.5
 MAX_PAUSE_S = 30.0
 GIVE_UP_S = 10.0  # of failures in a row, once the job has ended
 RUN_ID_TAG = "mstar.run_id"
-ATTEMPT_TAG = "mstar.attempt_ms"  # when the latest attempt at the run was started
+ATTEMPT_TAG = "mstar.attempt."  # with its start: one tag each, so that none overwrites another
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch
 REFUSED_FOR_GOOD = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
@@ -77,6 +78,13 @@ class RunSender:
     def client(self) -> MlflowClient:
         """Made on first use: making it already opens the database."""
         return MlflowClient(tracking_uri=self.uri)
+
+    @functools.cached_property
+    def children(self) -> ChildRuns:
+        """The runs below this one; made when the first of them is to be logged."""
+        root = self.position.mlflow_run_id
+        experiment_id = self.client.get_run(root).info.experiment_id
+        return ChildRuns(self.client, experiment_id, self.info.run_id, root)
 
     def send_new(self) -> bool:
         """Sends all records that are there; True once the finish record has been sent."""
@@ -138,6 +146,8 @@ class RunSender:
             self._log_file(run_id, record)
             if record["kind"] == "model":
                 register_model(self.client, run_id, record)
+            if record["kind"] == "run":
+                self.children.send(record, self.folder / FILES)
         for record in records:
             if record["kind"] == "finish":
                 self._end(record["status"], record["time_ms"])
@@ -148,6 +158,8 @@ class RunSender:
         run = self.client.get_run(run_id)
         others = latest_attempt_ms(run) > self.info.start_ms or run.info.status == "FINISHED"
         if status == "FINISHED" or not others:
+            if "children" in vars(self):
+                self.children.end_running(status)
             self.client.set_terminated(run_id, status, end_time=time_ms)
 
     def _log_file(self, run_id: str, record: Record) -> None:
@@ -234,7 +246,7 @@ def find_run(client: MlflowClient, experiment_id: str, info: RunInfo) -> str:
         experiment_id,
         start_time=info.start_ms,
         run_name=info.run_name,
-        tags={RUN_ID_TAG: info.run_id},
+        tags={RUN_ID_TAG: info.run_id, **attempt_tag(info.start_ms)},
     )
     return str(run.info.run_id)
 
@@ -244,14 +256,20 @@ def take_up(client: MlflowClient, run_id: str, start_ms: int) -> None:
     run = client.get_run(run_id)
     if latest_attempt_ms(run) > start_ms:
         return
-    client.set_tag(run_id, ATTEMPT_TAG, str(start_ms))
+    for name, value in attempt_tag(start_ms).items():
+        client.set_tag(run_id, name, value)
     if run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
 
 
 def latest_attempt_ms(run: Run) -> int:
     """When the latest attempt at a run was started, 0 when it does not say."""
-    return int(run.data.tags.get(ATTEMPT_TAG, 0))
+    return max((int(v) for k, v in run.data.tags.items() if k.startswith(ATTEMPT_TAG)), default=0)
+
+
+def attempt_tag(start_ms: int) -> dict[str, str]:
+    """What an attempt leaves at its run."""
+    return {f"{ATTEMPT_TAG}{start_ms}": str(start_ms)}
 
 
 def try_to_send(sender: RunSender) -> bool:

@@ -10,10 +10,11 @@ from mstar.cohorts.generated import labels
 from mstar.cohorts.generated.config import GenerateConfig
 from mstar.cohorts.generated.factors import CaseFactors, iter_cases, slides_of
 from mstar.data.labels import read_class_labels, read_survival_labels
+from mstar.data.task_registry import read_task_registry
 from mstar.data.tasks import Task, read_tasks
 from mstar.errors import ConfigError
 
-TASKS = read_tasks()
+TASKS = tuple(read_task_registry().by_id.values())
 CONFIG = GenerateConfig(out="unused", cases=120, labels="all", missing_wsi=0.1)
 PLANTED = ["planted_mutation", "planted_grade", "planted_cancer_type", "planted_survival"]
 
@@ -98,8 +99,18 @@ def test_planted_labels_are_the_factors(folder: Path, cases: list[CaseFactors]) 
 
 def test_the_planted_tasks_are_rows_of_a_task_table(folder: Path) -> None:
     tasks = read_tasks(str(folder / "tasks.csv"))
-    assert [task.task_id for task in tasks] == PLANTED
-    assert tasks == labels.planted_tasks(CONFIG)
+    planted = labels.planted_tasks(CONFIG)
+    assert [task.task_id for task in planted] == PLANTED
+    assert tasks[: len(planted)] == planted
+
+
+def test_tasks_without_published_classes_get_those_of_their_labels(folder: Path) -> None:
+    rows = {task.task_id: task for task in read_tasks(str(folder / "tasks.csv"))}
+    nameless = [t.task_id for t in TASKS if t.has_class_labels and not t.class_names]
+    assert set(rows) == {*PLANTED, *nameless}
+    for task_id in nameless:
+        found = read_class_labels(str(folder / f"labels/{task_id}.csv"))
+        assert {label.label for label in found} <= set(rows[task_id].class_names)
 
 
 def test_one_cancer_type_is_no_task() -> None:
@@ -111,6 +122,6 @@ def test_tasks_are_chosen_by_id_and_wrong_ones_refused() -> None:
     chosen = labels.chosen_tasks("tcga_brca_os, camelyon_metastasis,tcga_brca_os")
     assert [task.task_id for task in chosen] == ["tcga_brca_os", "camelyon_metastasis"]
     assert labels.chosen_tasks("") == ()
-    assert len(labels.chosen_tasks("all")) == 97
+    assert len(labels.chosen_tasks("all")) == 97 + 3  # and those that train heads of external tasks
     with pytest.raises(ConfigError, match=r"--labels: .*got 'tcga_brca_oss'"):
         labels.chosen_tasks("tcga_brca_oss")

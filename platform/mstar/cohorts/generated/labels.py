@@ -11,6 +11,7 @@ one registry, from which every task is cut.
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import pyarrow as pa
@@ -25,7 +26,8 @@ from mstar.data.labels import (
     write_survival_labels,
 )
 from mstar.data.tables import write_table
-from mstar.data.tasks import Task, read_tasks
+from mstar.data.task_registry import read_task_registry
+from mstar.data.tasks import Task
 from mstar.errors import ConfigError
 from mstar.storage import objects
 
@@ -84,7 +86,7 @@ def chosen_tasks(labels: str) -> tuple[Task, ...]:
     Raises:
         ConfigError: there is no such task.
     """
-    tasks = {task.task_id: task for task in read_tasks()}
+    tasks = read_task_registry().by_id  # auxiliary ones too: external tasks need their heads
     if labels.strip() == "all":
         return tuple(tasks.values())
     wanted = list(dict.fromkeys(name.strip() for name in labels.split(",") if name.strip()))
@@ -108,7 +110,7 @@ def write_labels(folder: str, config: GenerateConfig, cases: Sequence[CaseFactor
             write_survival_labels(uri, survival_labels(config, task, shown))
         else:
             write_class_labels(uri, class_labels(config, task, shown))
-    _write_tasks(objects.join(folder, "tasks.csv"), planted)
+    _write_tasks(objects.join(folder, "tasks.csv"), [*planted, *_with_classes(tasks)])
     return [task.task_id for task in tasks]
 
 
@@ -185,6 +187,15 @@ def _class_label(case: CaseFactors, label: str) -> ClassLabel:
         label=label,
         data_source=DATA_SOURCE,
     )
+
+
+def _with_classes(tasks: Iterable[Task]) -> list[Task]:
+    """Tasks whose class names are not published, with those that their label table has."""
+    return [
+        replace(task, class_names=_UNPUBLISHED.get(task.kind, _NEGATIVE_POSITIVE))
+        for task in tasks
+        if task.has_class_labels and not task.class_names
+    ]
 
 
 def _write_tasks(uri: str, tasks: Sequence[Task]) -> None:

@@ -1,0 +1,283 @@
+"""A task ready to be run: samples whose features exist, cut into folds, checked.
+
+    table = read_label_table("labels/tcga_brca_os.csv", task)
+    data = prepare_task(task, table, stores=[store], registry=read_registry("C"))
+    data.folds[0].train                 # positions in data.samples
+
+What is wrong is an error with file, row and way out; what is left out is counted by reason.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from mstar.data.label_tables.matching import Match
+from mstar.data.label_tables.samples import ONE_FOLD, LabelTable, Sample
+from mstar.data.splits.leaks import PARTS
+from mstar.data.splits.registry import SplitRegistry, Unassigned
+from mstar.data.splits.schemes import Split
+from mstar.data.task_checks import check_parts
+from mstar.data.task_features import Stores, store_ids, with_features
+from mstar.data.task_folds import (
+    NO_PART,
+    Cut,
+    SplitChoice,
+    cut_folds,
+    leaked_patients,
+    registry_parts,
+    seen_in_pretraining,
+)
+from mstar.data.tasks import Task
+from mstar.errors import ConfigError, SplitError
+
+__all__ = ["TaskData", "TaskFold", "prepare_external", "prepare_task", "store_ids"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskFold:
+    """One fold: positions in the samples of its task, each ascending."""
+
+    name: str
+    train: Int64[np.ndarray, " train"]
+    val: Int64[np.ndarray, " val"]
+    test: Int64[np.ndarray, " test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskData:
+    """A task and all that is needed to run it but the features themselves.
+
+    samples: in the order of the table; their slides are ids of the stores, all of them there.
+    patients: of each sample, the cluster that resampling draws.
+    digest: of samples, labels and classes.
+    split_digest: of the registry or split that they are cut from, else of the parts.
+    split_source: who says which part a sample is in.
+    label_source: address of the label table.
+    dropped: reason → samples that are left out.
+    leaked_patients: in two parts of a fold, or held out though pretraining sees them; above 0 only
+        in a published split that was asked for.
+    match: how the slides were found.
+    """
+
+    task: Task
+    samples: tuple[Sample, ...]
+    patients: tuple[str, ...]
+    folds: tuple[TaskFold, ...]
+    class_names: tuple[str, ...]
+    digest: str
+    split_digest: str
+    split_source: str
+    label_source: str
+    data_source: str
+    dropped: Mapping[str, int]
+    leaked_patients: int
+    match: Match
+
+
+def prepare_task(
+    task: Task,
+    table: LabelTable,
+    *,
+    stores: Stores,
+    registry: SplitRegistry | None = None,
+    split: Split | None = None,
+    published_split: bool = False,
+    unassigned: Unassigned = "train",
+    max_missing: float = 0.0,
+    val_share: float = 0.1,
+    seed: int = 0,
+) -> TaskData:
+    """Match, cut and check the samples of a task that trains.
+
+    Args:
+        task: of a kind that can be run.
+        table: its labels.
+        stores: feature stores of one encoder, or the sets of their slide ids.
+        registry: the cohort's; decides wherever it knows the cases.
+        split: a further split of the cohort (k-fold, say) in the registry's place.
+        published_split: take the table's own folds whatever they leak, and count that.
+        unassigned: what becomes of cases that the registry gives no part.
+        max_missing: share of the samples that may lack features and be left out, 0 to 1.
+        val_share: share of the training patients that validates in a fold without such a part.
+        seed: of that draw.
+
+    Raises:
+        ConfigError: the kind cannot be run yet.
+        FeatureError: more samples lack features than allowed.
+        SplitError: no split, a leak, or a part that cannot be learnt from or scored.
+        TableError: an id may mean several slides.
+    """
+    _refuse_later(task)
+    assert table.task_id == task.task_id
+    samples, match, dropped = with_features(table, stores, max_missing)
+    published = published_split and bool(table.folds)
+    choice = SplitChoice(
+        registry=registry, split=split, published=published, unassigned=unassigned,
+        val_share=val_share, seed=seed,
+    )  # fmt: skip
+    cut = cut_folds(task, table, samples, choice)
+    leaked = leaked_patients(table, samples, cut, allowed=published)
+    if published:
+        leaked |= seen_in_pretraining(samples, cut, registry)
+    needed = ("train", "val") if task.split_policy == "train_only" else PARTS
+    return _task_data(task, table, samples, cut, match, dropped, len(leaked), needed)
+
+
+def prepare_external(
+    task: Task,
+    table: LabelTable,
+    *,
+    stores: Stores,
+    registry: SplitRegistry | None = None,
+    internal: TaskData | None = None,
+    published_split: bool = False,
+    max_missing: float = 0.0,
+) -> TaskData:
+    """One fold of test alone, for the models of another task.
+
+    Cases that the registry trains or validates on, or pretraining sees, are left out and counted
+    (that happens where one cohort serves both tasks, as a generated one does).
+
+    Args:
+        task: the external task.
+        table: its labels; parts other than test are refused.
+        stores: as for `prepare_task`.
+        registry: of the cohort that the models were trained on.
+        internal: the task whose models are tested; shared patients are a leak.
+        published_split: count leaks in place of refusing them.
+        max_missing: as for `prepare_task`.
+
+    Raises:
+        ConfigError: the kind cannot be run yet, or the models are of other classes.
+        FeatureError, SplitError, TableError: as for `prepare_task`.
+    """
+    _refuse_later(task)
+    if internal is not None:
+        _refuse_other_classes(task, internal)
+    _refuse_other_parts(table)
+    assert table.task_id == task.task_id
+    samples, match, dropped = with_features(table, stores, max_missing)
+    parts = [("test" if _testable(place) else NO_PART) for place in _places(registry, samples)]
+    source = "all of it is tested"
+    if NO_PART in parts:
+        source = "what the split registry neither trains, validates nor pretrains on is tested"
+    cut = Cut(folds={ONE_FOLD: tuple(parts)}, source=source, digest="")
+    trained = _trained_patients(internal)
+    shared = {s.patient for s, part in zip(samples, parts, strict=True) if part} & trained
+    if shared and not published_split:
+        raise SplitError(
+            f"{table.uri}: patient {min(shared)} is tested here and trained or validated on in "
+            f"{internal.task.task_id if internal else ''}; {len(shared):,} patients like this. "
+            "Leave them out of one of the tables, or count them with --published-split."
+        )
+    return _task_data(task, table, samples, cut, match, dropped, len(shared), ("test",))
+
+
+def _refuse_later(task: Task) -> None:
+    if task.comes_later:
+        raise ConfigError(f"task {task.task_id}: {task.comes_later}. Leave it out.")
+
+
+def _places(
+    registry: SplitRegistry | None, samples: Sequence[Sample]
+) -> list[tuple[str, bool] | None]:
+    """(part, whether pretraining sees it) of each sample; None for one that is not registered."""
+    known = registry_parts(registry, samples) if registry is not None else {}
+    return [known.get(sample.case_id) for sample in samples]
+
+
+def _testable(place: tuple[str, bool] | None) -> bool:
+    """Whether a sample can be tested by models of another task of the same cohort."""
+    return place is None or place[0] == "test" or place == (NO_PART, False)
+
+
+def _trained_patients(internal: TaskData | None) -> set[str]:
+    if internal is None:
+        return set()
+    used = [at for fold in internal.folds for at in (*fold.train.tolist(), *fold.val.tolist())]
+    return {internal.patients[at] for at in used}
+
+
+def _refuse_other_classes(task: Task, internal: TaskData) -> None:
+    if task.class_names != internal.class_names or (
+        task.has_survival_labels != internal.task.has_survival_labels
+    ):
+        raise ConfigError(
+            f"task {task.task_id}: expected the classes of {internal.task.task_id} in their order "
+            f"({', '.join(internal.class_names) or 'survival'}), got "
+            f"{', '.join(task.class_names) or 'survival'}. Correct the task row."
+        )
+
+
+def _refuse_other_parts(table: LabelTable) -> None:
+    """An external table's own fold agrees: everything is tested."""
+    for sample in table.samples:
+        if not set(sample.folds.values()) <= {"test"}:
+            raise SplitError(
+                f"{table.uri}: row {sample.row:,}, case {sample.case_id}: expected part test, as "
+                f"the task is external, got {', '.join(sample.folds.values())}. Drop the table's "
+                "own fold, or run it as a task of its own."
+            )
+
+
+def _task_data(
+    task: Task,
+    table: LabelTable,
+    samples: Sequence[Sample],
+    cut: Cut,
+    match: Match,
+    dropped: Counter[str],
+    leaked: int,
+    needed: Sequence[str],
+) -> TaskData:
+    """The samples that a fold uses, their folds as positions, everything checked."""
+    used = [any(parts) for parts in zip(*cut.folds.values(), strict=True)]
+    kept = tuple(sample for sample, is_used in zip(samples, used, strict=True) if is_used)
+    if len(kept) < len(samples):
+        dropped["in no part of the split"] += len(samples) - len(kept)
+    folds = []
+    for name, parts in cut.folds.items():
+        left = [part for part, is_used in zip(parts, used, strict=True) if is_used]
+        check_parts(task, table, name, kept, left, needed=needed)
+        folds.append(_fold(name, left))
+    return TaskData(
+        task=task,
+        samples=kept,
+        patients=tuple(sample.patient for sample in kept),
+        folds=tuple(folds),
+        class_names=task.class_names,
+        digest=_digest(task, kept),
+        split_digest=cut.digest,
+        split_source=cut.source,
+        label_source=table.uri,
+        data_source=table.data_source,
+        dropped=dict(dropped),
+        leaked_patients=leaked,
+        match=match,
+    )
+
+
+def _fold(name: str, parts: Sequence[str]) -> TaskFold:
+    at = {part: [place for place, its in enumerate(parts) if its == part] for part in set(parts)}
+
+    def positions(part: str) -> Int64[np.ndarray, " place"]:
+        return np.array(at.get(part, []), np.int64)
+
+    return TaskFold(
+        name=name, train=positions("train"), val=positions("val"), test=positions("test")
+    )
+
+
+def _digest(task: Task, samples: Iterable[Sample]) -> str:
+    """The sha256 of the task, its classes and every sample, in order."""
+    lines = [json.dumps([task.task_id, task.kind, task.class_names])]
+    lines += [
+        json.dumps([s.case_id, s.slides, s.label, s.time_months, s.event], ensure_ascii=False)
+        for s in samples
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

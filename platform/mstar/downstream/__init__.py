@@ -1,0 +1,1 @@
+"""The downstream tasks: MIL heads on stored features, trained and evaluated honestly."""
