@@ -13,7 +13,7 @@ CHECKED := mstar.slides,mstar.features,mstar.data,$\
 	mstar.models.aggregator,mstar.models.nystrom,mstar.models.ppeg,mstar.models.favor,$\
 	mstar.models.gene_encoder,mstar.models.text_encoder,mstar.models.multimodal,mstar.models.stage1_files,$\
 	mstar.models.patch_encoders,mstar.models.loaded_encoder,mstar.models.cuda_batches,mstar.models.transforms,$\
-	mstar.models.student,mstar.models.ema,$\
+	mstar.models.student,mstar.models.ema,mstar.models.heads,mstar.losses.classification,mstar.losses.survival,$\
 	mstar.embed.packing,mstar.embed.sources,mstar.embed.worker,mstar.embed.slide_writer,beartype.beartype
 
 .DEFAULT_GOAL := help
