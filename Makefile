@@ -14,6 +14,10 @@ CHECKED := mstar.slides,mstar.features,mstar.data,$\
 	mstar.models.gene_encoder,mstar.models.text_encoder,mstar.models.multimodal,mstar.models.stage1_files,$\
 	mstar.models.patch_encoders,mstar.models.loaded_encoder,mstar.models.cuda_batches,mstar.models.transforms,$\
 	mstar.models.student,mstar.models.ema,mstar.models.heads,mstar.losses.classification,mstar.losses.survival,$\
+	mstar.downstream.bags,mstar.downstream.bag_files,mstar.downstream.stream,mstar.downstream.trainer,$\
+	mstar.downstream.population,mstar.downstream.fold_views,mstar.downstream.objectives,mstar.downstream.evaluate,$\
+	mstar.downstream.model_files,mstar.downstream.predictions,mstar.downstream.study,mstar.downstream.statistics,$\
+	mstar.downstream.results,mstar.downstream.curves,mstar.downstream.figures,mstar.downstream.prediction_parts,$\
 	mstar.embed.packing,mstar.embed.sources,mstar.embed.worker,mstar.embed.slide_writer,beartype.beartype
 
 .DEFAULT_GOAL := help

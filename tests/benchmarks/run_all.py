@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PROGRAMS = ("bench_reading.py", "bench_embed.py", "bench_bags.py")
+PROGRAMS = (
+    *("bench_reading.py", "bench_embed.py", "bench_bags.py", "bench_shards.py", "bench_stage2.py"),
+    *("bench_heads.py", "bench_downstream.py", "bench_sweep.py"),
+)
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
 A generated cohort with a known truth is painted, its slides are embedded with `texture`, and stage
 1 is trained on a part of the cases and measured on the others: as it is, with reports and RNA
 handed round among the cases of each cancer type, and with one modality or the triplet loss left
-out. Every run is measured once, after its last step, so nothing is selected on the held-out cases.
+out, which is reported and claims nothing. Every run is measured once, after its last step, so
+nothing is selected on the held-out cases.
 Prints a table; --docs also writes it, and its picture, there.
 """
 
@@ -32,6 +33,7 @@ from mstar.pretrain.stage1_config import Stage1Config
 DIRECTIONS = ("wsi_to_text", "wsi_to_gene", "text_to_gene")
 NAMES = {"wsi": "slide", "text": "report", "gene": "RNA"}
 CASES, EPOCHS = 480, 40
+CLAIMED = {"as it is", "pairs shuffled within type"}
 WITHIN_K, OVERALL_K = 5, 10
 FEWEST_QUERIES = 120
 Found = Mapping[str, Mapping[str, Any]]  # direction → retrieval, as in stage1.json
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1, help="0 was used to choose settings")
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
     began_s = time.monotonic()
@@ -86,7 +88,7 @@ def main() -> None:
 
 
 def prove(
-    out: Path, *, cases: int = CASES, epochs: int = EPOCHS, seed: int = 0
+    out: Path, *, cases: int = CASES, epochs: int = EPOCHS, seed: int = 1
 ) -> dict[str, Found]:
     """All trials on one cohort; what is there from a run before is taken up."""
     config = replace(make_inputs(out, cases=cases, seed=seed), epochs=epochs, seed=seed)
@@ -204,8 +206,8 @@ def recall(found: Found, direction: str, where: str, k: int) -> Mapping[str, flo
 
 
 def claims_of(found: Mapping[str, Found]) -> list[Claim]:
-    """What issue and method promise, for every run that there is."""
-    return [claim for name, one in found.items() for claim in _claims(name, one)]
+    """What must hold of the method and of its control; other runs are reported as they come out."""
+    return [claim for name in found if name in CLAIMED for claim in _claims(name, found[name])]
 
 
 def _claims(name: str, found: Found) -> Iterator[Claim]:

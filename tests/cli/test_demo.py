@@ -1,5 +1,6 @@
 """`mstar demo --quick`, as a stranger would run it."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def test_the_demo_runs(real_slide: Path, tmp_path: Path) -> None:
         [*command, str(tmp_path / "demo")], env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.count("look at") == 11
+    assert ended.stdout.count("look at") == 14
     out = tmp_path / "demo"
     assert len(read_features(out / "features" / "cmu_small_region.h5", check="full").features) > 30
     assert (out / "grids" / "cmu_small_region.jpg").stat().st_size > 10_000
@@ -32,3 +33,12 @@ def test_the_demo_runs(real_slide: Path, tmp_path: Path) -> None:
         assert (out / "stage1" / f"{name}.safetensors").is_file()
     assert (out / "targets" / "shards" / "preview.jpg").stat().st_size > 10_000
     assert (out / "stage2" / "encoder.safetensors").is_file()
+    page = (out / "results" / "index.html").read_text()
+    for name in ("planted_mutation", "planted_cancer_type", "planted_survival", "generated"):
+        assert name in page
+    with (out / "results" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["encoder"], row["head"]) for row in rows} == {
+        (encoder, head) for encoder in ("initial", "stage2") for head in ("abmil", "linear")
+    }
+    assert len(rows) == 12

@@ -30,6 +30,7 @@ from support.slides import (
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_workers_bundles_chunks_or_readers(
     slides: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_one_bad_slide_never_kills_a_cohort(
     assert "6 exclusions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bad_patches_fail_the_slide_when_asked(tmp_path: Path, local_ray: None) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -216,6 +218,7 @@ def test_bad_patches_fail_the_slide_when_asked(tmp_path: Path, local_ray: None) 
     assert not list(Path(config.out).rglob("*.h5"))
 
 
+@pytest.mark.slow
 def test_a_slide_without_tissue_is_an_empty_file(tmp_path: Path, local_ray: None) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -236,6 +239,7 @@ def test_dry_run_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rows_are_the_grid_rows(slides: Path, tmp_path: Path, local_ray: None) -> None:
     """Coordinates are row-major and features finite, in the order of the grid."""
     config = quick_embed(slides, tmp_path / "out", dtype="float32")
@@ -271,6 +275,7 @@ def test_the_run_is_in_mlflow(
     assert output_digests(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_annotations_replace_the_found_tissue(
     slides: Path, tmp_path: Path, local_ray: None
 ) -> None:

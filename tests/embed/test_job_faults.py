@@ -75,6 +75,7 @@ def test_a_frozen_owner_that_wakes_late_changes_nothing(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.h5")} == written
 
 
+@pytest.mark.slow
 def test_a_slide_that_kills_its_reader_is_quarantined(
     slides: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

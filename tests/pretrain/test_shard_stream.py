@@ -128,6 +128,7 @@ def test_trouble_with_storage_comes_through_a_task_by_its_name(
     assert found.rows.equals(ShardReader(str(folder)).read(table[0]).rows)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_reads_no_further_ahead_than_allowed(tmp_path: Path, local_ray: None) -> None:
     """With a slow trainer the readers stop: what they read no more is gone when it is asked for."""

@@ -49,6 +49,7 @@ def run(config: DemoConfig) -> int:
             say(f"\n== {number}/{len(steps)}  {step.title}")
             step.do()
             say(f"   look at {step.look}")
+    say(f"\ndemo: the page to open first: {(out / 'results' / 'index.html').as_uri()}")
     say(
         f"\ndemo: done. Every run is in MLflow:\n  {sys.executable} -m mlflow ui "
         f"--backend-store-uri sqlite:///{out / 'features' / 'mlflow.db'}"

@@ -1,8 +1,9 @@
-"""The demo's steps on a generated cohort of three modalities, up to both pretraining stages."""
+"""The demo's steps on a generated cohort of three modalities: both stages, and downstream."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from mstar.cli.demo_downstream import downstream_steps
 from mstar.cli.demo_steps import Step, expect_complete
 from mstar.cohorts import check, generate, split_job
 from mstar.cohorts.generated.config import GenerateConfig
@@ -23,7 +24,7 @@ CASES = 24
 
 
 def cohort_steps(embed: EmbedConfig, out: Path) -> list[Step]:
-    """Make a cohort, look at it, embed it, align its modalities, teach the patch encoder.
+    """Make a cohort, look at it, embed it, align its modalities, teach the encoder, judge it.
 
     embed: how the demo embeds; the cohort gets a store of its own, with grids made on the fly.
     """
@@ -71,6 +72,7 @@ def cohort_steps(embed: EmbedConfig, out: Path) -> list[Step]:
             look=f"{out / 'stage2'}: encoder.safetensors, model_card.md, curves.png, MLflow",
             do=lambda: expect_complete(stage2.run(stage2_config(embed, out))),
         ),
+        *downstream_steps(embed, out),
     ]
 
 
@@ -105,10 +107,9 @@ def stage2_config(embed: EmbedConfig, out: Path) -> Stage2Config:
 
 
 def split_config(cohort: Path) -> SplitConfig:
-    """The registry of a cohort too small for the paper's threshold of 400 cases."""
-    return SplitConfig(
-        cohort=str(cohort), preset="mstar", settings=PresetConfig(cohorts="all", min_cases=0)
-    )
+    """The registry of a cohort too small for the paper's threshold of 400 cases, and for 7:1:2."""
+    settings = PresetConfig(cohorts="all", min_cases=0, ratio=(0.4, 0.2, 0.4))
+    return SplitConfig(cohort=str(cohort), preset="mstar", settings=settings)
 
 
 def run_stage1(cohort: Path, features: str, out: Path) -> int:

@@ -107,6 +107,21 @@ JOBS = {
         run="mstar.downstream.tasks_job:run_check",
         config="mstar.downstream.tasks_job:TasksCheckConfig",
     ),
+    "train-head": Job(
+        summary="one task × one encoder × one head → predictions, model, scores",
+        run="mstar.downstream.train_job:run",
+        config="mstar.downstream.train_config:TrainHeadConfig",
+    ),
+    "sweep": Job(
+        summary="many tasks × encoders × heads, by Ray Tune → predictions, models, MLflow",
+        run="mstar.downstream.sweep:run",
+        config="mstar.downstream.sweep_config:SweepConfig",
+    ),
+    "results": Job(
+        summary="predictions → tables with intervals, and one static page",
+        run="mstar.downstream.results.job:run",
+        config="mstar.downstream.results.config:ResultsConfig",
+    ),
     "export": Job(
         summary="features → the layout of CLAM, mSTAR, TRIDENT or STAMP",
         run="mstar.cli.exchange:export_features",

@@ -20,7 +20,6 @@ from mstar.data.shards.format import (
     dump_index,
     read_index,
 )
-from mstar.errors import InterruptedRunError
 from mstar.pretrain.shards_assembly import UnitHeaders, assemble, check_left_out, put_preview
 from mstar.pretrain.shards_config import ShardsConfig
 from mstar.pretrain.shards_pieces import DONE, ShardsPlan
@@ -46,7 +45,7 @@ from mstar.pretrain.shards_worker import (
 )
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode
-from mstar.training.tracking import NullTracker, Tracker, start_tracking
+from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,15 +198,8 @@ def _tracked(config: ShardsConfig) -> Iterator[Tracker]:
     tracker: Tracker = NullTracker()
     if config.run.tracking:
         tracker = start_tracking("shards", config, out=config.out)
-    status = "FAILED"
-    try:
+    with ended(tracker):
         yield tracker
-        status = "FINISHED"
-    except (KeyboardInterrupt, InterruptedRunError):
-        status = "KILLED"
-        raise
-    finally:
-        print(f"  tracking  {tracker.finish(status)}", flush=True)
 
 
 def with_absolute_paths(config: ShardsConfig) -> ShardsConfig:

@@ -1,12 +1,15 @@
 """A small report encoder from nothing, for machines that reach no model hub: demos and tests.
 
-A BERT of a few layers with drawn weights, and a WordPiece vocabulary of the words that the reports
-use more than once; other words are spelt. It knows no medicine: use a pretrained one for science.
+A BERT of a few layers with drawn weights, whose vocabulary is the words that several reports share;
+any other word, number or sign is [UNK]. It knows no medicine: use a pretrained one for science.
+
+Two things keep it from learning a few hundred reports by heart. It cannot see what is one report's
+own (names, numbers, misprints). And it starts as a mean of its words: attention nearly even,
+places nearly without weight. What that is worth: `platform/docs/stage1-proof.md`.
 """
 
 import json
 import re
-import string
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +20,9 @@ from safetensors.torch import save_file
 from mstar.models.torchvision_ops import declare_missing_ops
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MIN_SHARE, MIN_REPORTS = 0.02, 2  # of the reports that a word of the vocabulary is in
+POSITION_STD = 0.002  # a tenth of BERT's
+ATTENTION_SCALE = 0.3  # of queries and keys, against a start that keeps lengths
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -64,6 +70,10 @@ def write_small_text_encoder(
         for part in model.encoder.modules():
             if isinstance(part, torch.nn.Linear):
                 torch.nn.init.normal_(part.weight, std=hidden**-0.5)
+        for name, weight in model.named_parameters():
+            if name.endswith(("query.weight", "key.weight")):
+                weight.data *= ATTENTION_SCALE
+        torch.nn.init.normal_(model.embeddings.position_embeddings.weight, std=POSITION_STD)
     config.architectures = ["BertModel"]
     config.save_pretrained(folder)
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
@@ -71,18 +81,18 @@ def write_small_text_encoder(
 
 
 def common_words(texts: Iterable[str], max_words: int) -> list[str]:
-    """Words that come more than once, the commonest first, ties by the alphabet."""
-    counts = Counter(word for text in texts for word in _WORD.findall(text))
-    repeated = [word for word, count in counts.items() if count > 1]
-    return sorted(repeated, key=lambda word: (-counts[word], word))[:max_words]
+    """Words that several reports share, the commonest first, ties by the alphabet."""
+    reports = [set(_WORD.findall(text)) for text in texts]
+    counts = Counter(word for report in reports for word in report)
+    fewest = max(MIN_REPORTS, MIN_SHARE * len(reports))
+    shared = [word for word, count in counts.items() if count >= fewest]
+    return sorted(shared, key=lambda word: (-counts[word], word))[:max_words]
 
 
 def write_vocabulary(folder: Path, words: Iterable[str]) -> list[str]:
-    """Write the tokenizer's files; every ASCII text can be spelt, so nothing of it is [UNK]."""
+    """Write the tokenizer's files."""
     folder.mkdir(parents=True, exist_ok=True)
-    characters = [c for c in string.printable if not c.isspace()]
-    pieces = [f"##{c}" for c in string.ascii_letters + string.digits]
-    vocabulary = list(dict.fromkeys([*SPECIAL, *characters, *pieces, *words]))
+    vocabulary = list(dict.fromkeys([*SPECIAL, *words]))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     settings = {"do_lower_case": False, "tokenizer_class": "BertTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

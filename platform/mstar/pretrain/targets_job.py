@@ -38,7 +38,7 @@ from mstar.training.cluster import ClusterShape, ray_session
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.interrupts import stop_on_sigterm
 from mstar.training.progress import ProgressReporter
-from mstar.training.tracking import NullTracker, Tracker, start_tracking
+from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
 
 STALE_S = 24 * 3600.0  # a temporary file this old belongs to no one any more
 BUNDLES_PER_WORKER = 4  # at least, so that the last ones do not leave the others idle
@@ -95,15 +95,8 @@ def _tracked(config: TargetsConfig, cluster: ClusterShape | None) -> Iterator[Tr
     if config.run.tracking:
         num_nodes = 1 if cluster is None else cluster.num_nodes
         tracker = start_tracking("targets", config, out=config.out, num_nodes=num_nodes)
-    status = "FAILED"
-    try:
+    with ended(tracker):
         yield tracker
-        status = "FINISHED"
-    except (KeyboardInterrupt, InterruptedRunError):
-        status = "KILLED"
-        raise
-    finally:
-        print(f"  tracking  {tracker.finish(status)}", flush=True)
 
 
 def settle_device(config: TargetsConfig, num_gpus: float | None) -> str:

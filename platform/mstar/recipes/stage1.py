@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import tyro
 
+from mstar.losses.stage1 import LossConfig
 from mstar.models.aggregator import AggregatorConfig
 from mstar.models.gene_encoder import GeneEncoderConfig
 from mstar.pretrain.stage1_config import Stage1Config
@@ -32,7 +33,8 @@ def laptop() -> Stage1Config:
         batch_cases=64,
         chunk_cases=16,
         bag_patches=256,
-        max_tokens=192,
+        max_tokens=448,  # a finding may stand anywhere in a report
+        token_dropout=0.2,
         lr=1e-3,
         lr_text=5e-4,
         max_bad_cases="10%",
@@ -40,6 +42,7 @@ def laptop() -> Stage1Config:
         device="cpu",
         aggregator=AggregatorConfig(dim=128, heads=4, landmarks=32),
         gene=GeneEncoderConfig(dim=64, heads=4, head_dim=16, random_features=44),
+        loss=LossConfig(triplet_weight=0.1),  # at 1 few cases learn their type and little else
         optimizer=OptimizerConfig(),
         engine=EngineConfig(engine="plain", precision="fp32"),
         group=GroupConfig(workers=0),

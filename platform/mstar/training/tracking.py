@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import mstar
 from mstar.config import fingerprint, to_json
-from mstar.errors import StorageError
+from mstar.errors import InterruptedRunError, StorageError
 from mstar.training.run_facts import clean_name, flatten, redact, run_tags, shorten
 from mstar.training.spool import TRACKER_LOG, RunInfo, Spool, read_position
 from mstar.training.tracking_places import state_folder, tracking_notes, tracking_uri
@@ -244,6 +245,20 @@ class SpoolTracker:
         if not self._warned:
             self._warned = True
             log.warning("tracking: %s", message)
+
+
+@contextmanager
+def ended(tracker: Tracker) -> Iterator[None]:
+    """End the run as FINISHED, FAILED or KILLED with the block, and say where it can be found."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, InterruptedRunError):
+        status = "KILLED"
+        raise
+    finally:
+        print(f"  tracking  {tracker.finish(status)}", flush=True)
 
 
 def start_tracking(
