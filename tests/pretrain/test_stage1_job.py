@@ -183,7 +183,7 @@ def test_another_config_into_the_same_folder_is_refused_by_its_fields(
     assert main(stage1_args(inputs, done, *flags)) == ExitCode.USAGE
     said = capsys.readouterr().err
     assert "epochs: there 2, here 3" in said
-    assert "loss.triplet_weight: there 1.0, here 0.5" in said
+    assert "loss.triplet_weight: there 0.1, here 0.5" in said
     assert len(re.findall("there .*, here", said)) == 2, "and no other field"
 
 
