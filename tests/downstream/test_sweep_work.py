@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mstar.downstream.journal import Journal
-from mstar.downstream.model_files import load_fit, model_digest
-from mstar.downstream.piece_worker import PieceWorker, WorkerSettings
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.schedule import Schedule
-from mstar.downstream.studies import plan_sweep
-from mstar.downstream.sweep_config import SweepConfig
 from support.planted_sweep import EASY, RISK, Planted, plant, sweep_config
+from support.serve_sweep import files, serve
 
 OUTER = Planted(task_id="outer", trained_on="easy", cases=12)
 
@@ -26,39 +19,6 @@ OUTER = Planted(task_id="outer", trained_on="easy", cases=12)
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A classification and a survival task, and an external one."""
     return plant(tmp_path_factory.mktemp("planted"), (EASY, RISK, OUTER))
-
-
-def serve(config: SweepConfig, *, most: int | None = None, slots: int = 1) -> Schedule:
-    """Run a sweep in this process, or its first pieces."""
-    plan = plan_sweep(config)
-    stores = {name: encoder.roots for name, encoder in plan.encoders.items()}
-    settings = WorkerSettings(
-        out=config.out,
-        protocol=config.protocol,
-        stores=stores,
-        cache_dir=config.cache_dir,
-        figures=config.figures,
-    )
-    worker = PieceWorker(settings, plan.tasks.__getitem__)
-    with closing(Journal(config.out)) as journal:
-        schedule = Schedule(plan.studies, journal, slots=slots)
-        for number in range(10**6):
-            if schedule.finished or number == most:
-                return schedule
-            piece = schedule.next()
-            assert piece is not None
-            schedule.take(piece, worker.work(piece))
-    raise AssertionError("it does not end")
-
-
-def files(out: str) -> Iterator[tuple[str, str]]:
-    """Digests of predictions and of models, whose files also say how long they took."""
-    for path in sorted(Path(out).rglob("*")):
-        name = str(path.relative_to(out))
-        if path.suffix == ".parquet":
-            yield name, hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.suffix == ".safetensors":
-            yield name, model_digest(load_fit(str(path)).fit)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +69,24 @@ def test_killed_and_gone_on_gives_the_same(
     assert not serve(config, most=most).finished
     assert serve(config).finished
     assert dict(files(config.out)) == dict(files(planted["out"]))
+
+
+def test_a_tuned_study_killed_and_gone_on_gives_the_same(
+    planted: dict[str, Any], tmp_path: Path
+) -> None:
+    """Optuna is asked and told the same again, halving included; the second half is trained."""
+    tuned = planted | {"space": "tune", "trials": 16, "tasks": ("easy",), "heads": ("linear",)}
+    undisturbed = serve(sweep_config(tuned, out=str(tmp_path / "whole")))
+    config = sweep_config(tuned, out=str(tmp_path / "killed"))
+    half = serve(config, most=2)
+    (run,) = half.studies.values()
+    assert 0 < len(run.search.ended) < 16
+    (again,) = serve(config).studies.values()
+    (whole,) = undisturbed.studies.values()
+    assert again.search.ended == whole.search.ended
+    assert sum(end.full for end in again.search.ended.values()) == 6
+    assert len({end.config.lr for end in again.search.ended.values()}) == 16
+    assert dict(files(config.out)) == dict(files(str(tmp_path / "whole")))
 
 
 def test_how_a_sweep_is_cut_changes_nothing(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from mstar.downstream.bags import PackedBags, load_bags
 from mstar.downstream.config import (
@@ -23,12 +22,10 @@ from mstar.downstream.config import (
 )
 from mstar.downstream.fold_views import view_fold
 from mstar.downstream.population import HALVED, EpochScores, train_population
-from mstar.downstream.stream import StreamKind, training_batches
 from mstar.downstream.trainer import FitResult
 from mstar.errors import ConfigError, TrainingError
 from mstar.losses.survival import bin_edges
-from mstar.models.heads import build_head
-from mstar.training.seeds import reseed
+from support.plain_loop import plain_loop
 from support.planted_tasks import planted_task
 
 SMALL = {"hidden": 8, "attention_dim": 4}
@@ -60,40 +57,6 @@ def assert_same(left: FitResult, right: FitResult) -> None:
     for name, tensor in left.best_state.items():
         assert torch.equal(tensor, right.best_state[name]), name
     np.testing.assert_array_equal(left.select_scores, right.select_scores)
-
-
-def plain_loop(task: tuple[Any, PackedBags, Any], config: TrialConfig) -> list[list[float]]:
-    """Losses and validation probabilities, epoch by epoch, of a loop without any of ours."""
-    data, bags, _ = task
-    view = view_fold(data, 0, HONEST)
-    reseed("weights", 1, view.fold)
-    head = build_head("abmil", config.head_options, input_dim=bags.dim, num_outputs=2)
-    optimizer = torch.optim.Adam(head.parameters(), config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
-    found = []
-    for epoch in range(config.epochs):
-        head.train()
-        losses = []
-        sizes = bags.sizes()[view.train.places]
-        plan = training_batches(sizes, StreamKind.of(config), seed=1, fold=view.fold, epoch=epoch)
-        for (at,) in plan:
-            bag = torch.tensor(np.array(bags.bag(int(view.train.places[at])), np.float32))
-            label = torch.tensor([view.train.labels[at]])
-            loss = functional.cross_entropy(head(bag, torch.tensor([0, len(bag)])).logits, label)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        schedule.step()
-        head.eval()
-        with torch.no_grad():
-            bags_of = [np.array(bags.bag(at), np.float32) for at in view.select.places.tolist()]
-            probabilities = [
-                head(torch.tensor(bag), torch.tensor([0, len(bag)])).logits.softmax(1)[0, 1].item()
-                for bag in bags_of
-            ]
-        found.append([float(np.mean(losses)), *probabilities])
-    return found
 
 
 def test_the_loop_equals_a_plain_one(classes) -> None:

@@ -120,7 +120,7 @@ def test_trouble_with_storage_comes_through_a_task_by_its_name(
     nowhere = ShardReader("s3://bucket/shards", patience_s=0.0)
     with s3_environment(f"http://127.0.0.1:{free_ports(1)[0]}"):
         (block,) = read_pieces(todo, reader=nowhere)
-    with pytest.raises(StorageError, match=r"s3://bucket/shards.*failed 9 times"):
+    with pytest.raises(StorageError, match=r"s3://bucket/shards.*failed 13 times"):
         list(take_pieces(block, table))
     (block,) = read_pieces(todo, reader=ShardReader(str(folder)))
     (found,) = take_pieces(block, table)

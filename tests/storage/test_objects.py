@@ -362,7 +362,7 @@ def test_lasting_trouble_ends_as_a_storage_error(
 ) -> None:
     uri = objects.join(bucket, "x")
     proxy.inject(Fault(kind="503", times=1000))
-    with pytest.raises(StorageError, match=rf"{uri} failed 9 times.*503 SlowDown") as caught:
+    with pytest.raises(StorageError, match=rf"{uri} failed 13 times.*503 SlowDown") as caught:
         objects.read_bytes(uri)
     assert caught.value.__cause__ is not None
     assert len(no_waiting) == 8
@@ -373,7 +373,7 @@ def test_a_server_that_is_not_there_ends_as_a_storage_error(
 ) -> None:
     with (
         s3_environment("http://127.0.0.1:9"),
-        pytest.raises(StorageError, match=r"s3://bucket/x failed 9 times.*mstar doctor"),
+        pytest.raises(StorageError, match=r"s3://bucket/x failed 13 times.*mstar doctor"),
     ):
         objects.read_bytes("s3://bucket/x")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mstar.models.aggregator import Aggregator, AggregatorConfig
 from mstar.models.heads import HEADS, HeadOutput, build_head
-from mstar.models.heads.layers import FeatureLayer
+from mstar.models.heads.layers import Dropout
 from mstar.models.stage1_files import save_aggregator
 
 DIM, CLASSES = 12, 3
@@ -60,8 +60,8 @@ def small_head(name: str, folder: Path, **options: object) -> nn.Module:
     for module in head.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, FeatureLayer):
-            module.dropout = 0.0
+        if isinstance(module, Dropout):
+            module.rate.zero_()
     if name == "cox_linear":  # it begins at zero, where nothing can be told apart
         nn.init.normal_(next(head.parameters()))
     if not HEADS[name].trained:

@@ -35,6 +35,11 @@ class TruthRow:
     cancer_type: str
     grade: int
     mutation: bool
+    pathway: float
+
+    def has(self, factor: str) -> bool:
+        """Whether the case is mutated, or its pathway's activity above one half."""
+        return self.mutation if factor == "mutation" else self.pathway > 0.5
 
 
 def read_truth(cohort: str) -> dict[str, TruthRow]:
@@ -42,6 +47,7 @@ def read_truth(cohort: str) -> dict[str, TruthRow]:
     columns = (
         *(Column(name=name) for name in ("case_id", "site", "cancer_type")),
         *(Column(name=name, kind="integer") for name in ("grade", "mutation")),
+        Column(name="pathway", kind="number"),
     )
     table = read_table(objects.join(cohort, "truth", "cases.csv"), columns)
     rows = (TruthRow(**{**row, "mutation": bool(row["mutation"])}) for row in table.to_pylist())

@@ -2,7 +2,7 @@
 
     cohort ─▶ features of the initial encoder ─▶ stage 1 of each teacher ─▶ targets
            ─▶ shards (pixels written once, targets per arm) ─▶ stage 2 of each arm
-           ─▶ features of all held-out cases ─▶ linear probe and ABMIL on the planted mutation
+           ─▶ features of all held-out cases ─▶ linear probe and ABMIL on the planted factor
 
 Every job is the one that a user runs, in this process. What is done is found again: a run that was
 stopped goes on.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from mstar.cli.ablate_patches import (
     Features,
@@ -40,6 +41,7 @@ from mstar.data.splits.registry import read_registry
 from mstar.errors import MstarError
 from mstar.features.store import FeatureStore
 from mstar.losses.self_taught import SelfTaughtLossConfig
+from mstar.losses.stage1 import LossConfig
 from mstar.models.aggregator import AggregatorConfig
 from mstar.models.gene_encoder import GeneEncoderConfig
 from mstar.pretrain import stage1, stage2, targets_job
@@ -63,6 +65,7 @@ from mstar.recipes import stage1 as stage1_recipes
 from mstar.recipes import stage2 as stage2_recipes
 from mstar.recipes import targets as targets_recipes
 from mstar.training.exit_codes import ExitCode
+from mstar.training.seeds import seed_of
 
 RESULTS = "results.csv"
 NUM_GENES = 260
@@ -115,7 +118,7 @@ def run_seed(run: SeedRun) -> list[Score]:
 def _scores(run: SeedRun) -> Iterator[Score]:
     config = run.config
     cohort = make_cohort(config, run.at("cohort"), seed=run.seed, cases=config.cases)
-    split(cohort)
+    split(cohort, config.pretrained)
     plan = plan_of(
         cohort, run.at("features"), weights=run.weights, patch_px=config.patch_px,
         threads=run.threads,
@@ -136,17 +139,24 @@ def _scores(run: SeedRun) -> Iterator[Score]:
         print(f"ablate: arm {letter} in {time.monotonic() - began_s:.0f} s", flush=True)
 
 
-def make_cohort(config: AblateConfig, out: str, *, seed: int, cases: int) -> str:
-    """A generated cohort; returns its folder."""
+def make_cohort(config: AblateConfig, out: str, *, seed: int, cases: int, types: int = 0) -> str:
+    """A generated cohort; returns its folder. types: of cancer, 0 for the config's."""
     made = GenerateConfig(
         out=out,
         cases=cases,
         seed=seed,
+        num_cancer_types=types or config.num_cancer_types,
+        slides_per_case_max=1,
         slide_px=config.slide_px,
         patch_px=config.patch_px,
         signal_strength=config.signal_strength,
+        report_strength=2 * config.signal_strength,
+        rna_strength=3 * config.signal_strength,
         noise=config.noise,
+        site_effect=0.0,  # a hospital's stain and RNA batch would be a second thing pairs share
         signal_fraction=config.signal_fraction,
+        missing_report=0.03,
+        missing_rna=0.03,
         pen_fraction=0.0,
         fold_fraction=0.0,
         num_genes=NUM_GENES,
@@ -156,9 +166,10 @@ def make_cohort(config: AblateConfig, out: str, *, seed: int, cases: int) -> str
     return out
 
 
-def split(cohort: str) -> None:
-    """Half of the patients are pretrained on; the other half is held out."""
-    settings = PresetConfig(cohorts="all", min_cases=0, ratio=(0.5, 0.0, 0.5))
+def split(cohort: str, pretrained: float) -> None:
+    """A share of the patients is pretrained on; the others are held out."""
+    ratio = (pretrained, 0.0, 1 - pretrained)
+    settings = PresetConfig(cohorts="all", min_cases=0, ratio=ratio)
     config = SplitConfig(cohort=cohort, preset="mstar", settings=settings, tasks=("none",))
     expect(split_job.run(config), f"split of {cohort}")
 
@@ -227,8 +238,9 @@ def stage1_config(run: SeedRun, letter: str, arm: Arm, cohort: str) -> Stage1Con
         chunk_cases=config.stage1_batch_cases,
         bag_patches=config.bag_patches,
         max_tokens=448,  # whole reports: a finding may stand anywhere
-        binning="quantile",  # the planted effect is a fifth of a gene's expression
+        binning="quantile",  # the planted effect is smaller than a bin of scBERT's
         num_bins=32,
+        loss=LossConfig(triplet_weight=0.0),  # it tells types apart, and would be the only one to
         lr=config.stage1_lr,
         lr_text=config.stage1_lr,  # the report encoder is drawn, not pretrained
         val_fraction=0.0,
@@ -308,7 +320,7 @@ def stage2_config(run: SeedRun, letter: str) -> Stage2Config:
 
 
 def evaluate(run: SeedRun, cohort: str, features: Features) -> dict[str, float]:
-    """Probe → area under the curve of the planted mutation, over held-out cases."""
+    """Probe → area under the curve of the planted factor, over held-out cases."""
     truth = read_truth(cohort)
     seen = read_registry(cohort).pretraining
     bags, labels = [], []
@@ -316,13 +328,27 @@ def evaluate(run: SeedRun, cohort: str, features: Features) -> dict[str, float]:
         found = [features[slide] for slide in case.slides if slide in features]
         if found and case.case_id not in seen:
             bags.append(np.concatenate(found))
-            labels.append(truth[case.case_id].mutation)
+            labels.append(truth[case.case_id].has(run.config.factor))
     wanted = np.array(labels)
     folds = folds_of(wanted, run.config.folds, seed=run.seed)
+    drawn = [few_patches(run.config, bags, draw) for draw in range(run.config.probe_draws)]
     return {
-        name: cross_validated(fit, bags, wanted, folds, seed=run.seed)
+        name: float(
+            np.mean([cross_validated(fit, some, wanted, folds, seed=run.seed) for some in drawn])
+        )
         for name, fit in PROBES.items()
     }
+
+
+def few_patches(
+    config: AblateConfig, bags: list[Float32[np.ndarray, "patch dim"]], draw: int
+) -> list[Float32[np.ndarray, "patch dim"]]:
+    """Some patches of each bag, without replacement; the same for all arms."""
+    rngs = (np.random.default_rng(seed_of("probe", draw, place)) for place in range(len(bags)))
+    return [
+        bag[rng.permutation(len(bag))[: config.probe_patches]]
+        for bag, rng in zip(bags, rngs, strict=True)
+    ]
 
 
 def expect(code: int, what: str) -> None:

@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from mstar.training.run_facts import redact, version
+from mstar.training.credentials import redact
+from mstar.training.run_facts import version
 from mstar.training.tracking_places import state_folder, tracking_uri
 
 PROBE_TIMEOUT_S = 90

@@ -10,14 +10,18 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import mstar
 from mstar.cli.resolve import JobParts, resolve
-from mstar.errors import ConfigError, InterruptedRunError, MstarError
+from mstar.errors import ConfigError, InterruptedRunError, MstarError, WorkerError
+from mstar.training.code_version import check_submitted_code
+from mstar.training.credentials import missing_credentials, refuse_secrets
 from mstar.training.exit_codes import ExitCode
 from mstar.training.interrupts import stop_on_sigterm
+from mstar.training.log_lines import LOG_FORMAT, log_format, structured_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +32,14 @@ class Job:
     run: `module:function` that takes the config and returns an exit code.
     config: `module:class` of a job without recipes.
     recipes: module with RECIPES and DEFAULT, of a job that has them.
+    words: `run` takes the words of the command line as they are, for they hold another job's.
     """
 
     summary: str
     run: str
     config: str = ""
     recipes: str = ""
+    words: bool = False
 
 
 JOBS = {
@@ -137,6 +143,22 @@ JOBS = {
         run="mstar.cli.demo:run",
         config="mstar.cli.demo:DemoConfig",
     ),
+    "submit": Job(
+        summary="any job above → onto a Ray cluster, with its code, and its links",
+        run="mstar.cli.submit:run_words",
+        config="mstar.cli.submit_config:SubmitConfig",
+        words=True,
+    ),
+    "measure": Job(
+        summary="this machine → its rates, as a small file for `mstar plan`",
+        run="mstar.cli.measure:run",
+        config="mstar.cli.measure:MeasureConfig",
+    ),
+    "plan": Job(
+        summary="counts or a manifest + a cluster → bytes, hours, cost, bottleneck",
+        run="mstar.planning.job:run",
+        config="mstar.planning.config:PlanConfig",
+    ),
     "doctor": Job(
         summary="checks this machine, and previews slides with --slides",
         run="mstar.cli.doctor:run",
@@ -151,6 +173,7 @@ jobs:
 {jobs}
 
 mstar JOB --help explains a job's flags and recipes; mstar --version prints the version.
+--log-format json (or MSTAR_LOG_FORMAT=json): every line that a job prints is one JSON object.
 exit codes: 0 complete (failures within --max-failures), 1 failed, 2 wrong call,
             3 complete but for more failures than allowed, 130 interrupted
 """
@@ -165,6 +188,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(mstar.__version__)
         return ExitCode.COMPLETE
+    try:
+        take_log_format(arguments)
+        with structured_output(arguments[0]) if arguments[0] != "submit" else nullcontext():
+            return ended(arguments)
+    except ConfigError as error:  # of the log format: nothing could be said in it yet
+        print(f"mstar: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+
+
+def ended(arguments: Sequence[str]) -> int:
+    """Runs a job to its end, whatever that is, and says why it stopped."""
     try:
         return run_job(arguments)
     except (InterruptedRunError, KeyboardInterrupt) as error:
@@ -183,8 +217,40 @@ def run_job(arguments: Sequence[str]) -> int:
     name, rest = take_job(arguments)
     stop_on_sigterm()
     job = JOBS[name]
+    refuse_secrets(arguments)
+    if job.words:
+        return int(named(job.run)(rest))
+    check_place()
     config = resolve(name, rest, parts_of(job), summary=job.summary)
     return int(named(job.run)(config))
+
+
+def check_place() -> None:
+    """In a job that `mstar submit` sent: says the driver's code, and that credentials are there.
+
+    Raises:
+        WorkerError: the cluster runs other code, or lacks what it was said to have.
+    """
+    code = check_submitted_code()
+    if code is not None:
+        print(f"driver: {code}", file=sys.stderr, flush=True)
+    if missing := missing_credentials(os.environ):
+        raise WorkerError(
+            f"the driver's node has no {', '.join(missing)} in its environment; the cluster gives "
+            "credentials to its nodes, a job brings only their names"
+        )
+
+
+def take_log_format(arguments: list[str]) -> None:
+    """Moves `--log-format X`, a flag of every job, from the arguments to the environment."""
+    for at, argument in enumerate(arguments):
+        flag, equals, value = argument.replace("_", "-", 2).partition("=")
+        if flag == "--log-format":
+            last = at + (1 if equals else 2)
+            os.environ[LOG_FORMAT] = value if equals else "".join(arguments[at + 1 : last])
+            del arguments[at:last]
+            break
+    log_format()
 
 
 def take_job(arguments: Sequence[str]) -> tuple[str, list[str]]:

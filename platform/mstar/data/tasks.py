@@ -34,6 +34,7 @@ from typing import Any
 
 from mstar.data.splits.leaks import patient_of
 from mstar.data.tables import Column, bad_cell, read_table
+from mstar.data.task_cells import check_pattern, parse_aliases, parse_classes
 from mstar.storage.ids import slide_id_problem
 
 KINDS = (
@@ -74,7 +75,6 @@ _POLICY_OF_REGIME = {
     "zero_shot": "test_fold",
     "training_only": "train_only",
 }
-_COUNTED = re.compile(r"(?P<name>.+):(?P<count>[0-9]+)")
 _SIZES = re.compile(r"[0-9]+:[0-9]+:[0-9]+")
 _FOLDS = re.compile(r"[0-9]+fold")
 _PACKAGED = Path(__file__).with_name("tasks.csv")
@@ -229,7 +229,7 @@ def _task(uri: str, row: int, cells: dict[str, Any]) -> Task:
     if problem or "/" in cells["task_id"]:
         expected = "a name that a file can have"
         raise bad_cell(uri, row, "task_id", expected, cells["task_id"], "Use letters, digits, _.")
-    names, counts = _classes(uri, row, cells.get("classes") or "")
+    names, counts = parse_classes(uri, row, cells.get("classes") or "")
     if (len(names) == 1) or (names and cells["kind"] not in _CLASSED):
         expected = "two classes or more for a task that has classes, else none"
         raise bad_cell(uri, row, "classes", expected, cells["classes"], "Correct classes or kind.")
@@ -237,50 +237,16 @@ def _task(uri: str, row: int, cells: dict[str, Any]) -> Task:
     if split and not (_SIZES.fullmatch(split) or _FOLDS.fullmatch(split)):
         expected = "train:val:test or 5fold"
         raise bad_cell(uri, row, "split", expected, split, "Leave it empty if unknown.")
-    _check_pattern(uri, row, cells.get("patient_pattern") or "")
+    check_pattern(uri, row, cells.get("patient_pattern") or "")
     parsed: dict[str, Any] = {
         "class_names": names,
         "class_counts": counts,
         "num_samples": cells.get("n_samples"),
         "split": split,
-        "label_aliases": _aliases(uri, row, cells.get("label_aliases") or "", names),
+        "label_aliases": parse_aliases(uri, row, cells.get("label_aliases") or "", names),
         "split_policy": cells.get("split_policy")
         or _POLICY_OF_REGIME.get(cells.get("regime") or "", "own"),
     }
     left = parsed.keys() | {"classes", "n_samples"}
     plain = {key: value for key, value in cells.items() if value is not None and key not in left}
     return Task(**plain, **parsed)
-
-
-def _classes(uri: str, row: int, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and counts of `IDC:787|ILC:198`; no counts for `low|high`."""
-    if not text:
-        return (), ()
-    parts = text.split("|")
-    matches = [match for part in parts if (match := _COUNTED.fullmatch(part))]
-    names = tuple(match["name"] for match in matches) if matches else tuple(parts)
-    if len(matches) not in (0, len(parts)) or not all(names) or len(set(names)) < len(names):
-        expected = "different names joined by |, with `:count` after each or after none"
-        raise bad_cell(uri, row, "classes", expected, text, "Write it like IDC:787|ILC:198.")
-    return names, tuple(int(match["count"]) for match in matches)
-
-
-def _aliases(uri: str, row: int, text: str, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs of `tumor=metastasis`; each other name stands for one class, and is none itself."""
-    pairs = [part.partition("=")[::2] for part in text.split("|")] if text else []
-    others = [other for other, _ in pairs]
-    wrong = len(set(others)) < len(others) or any(
-        not other or other in names or (names and name not in names) for other, name in pairs
-    )
-    if wrong:
-        expected = "other=class joined by |, each other name once and no class itself"
-        raise bad_cell(uri, row, "label_aliases", expected, text, "Write it like pos=positive.")
-    return tuple(pairs)
-
-
-def _check_pattern(uri: str, row: int, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        expected = f"a regular expression ({error})"
-        raise bad_cell(uri, row, "patient_pattern", expected, pattern, "Correct it.") from error

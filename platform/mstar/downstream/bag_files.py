@@ -81,6 +81,11 @@ def drop_unused(root: Path, *, needed_bytes: int | None = None) -> int:
     return freed
 
 
+def has_files(root: Path) -> bool:
+    """Whether packed files are left in a folder."""
+    return next(root.glob(f"*{_SUFFIX}"), None) is not None
+
+
 def map_bag_file(path: Path) -> BagFile | None:
     """Map a packed file and hold it; None when there is none."""
     try:

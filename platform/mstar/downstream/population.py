@@ -3,9 +3,10 @@
     for each epoch, each batch, each configuration still alive: a step
     then all score the selecting part, and `on_epoch` says who goes on
 
-On a CPU looping beats fusing the configurations into wide matrices, whose activations leave the
-cache. Order and dropout depend on (seed, fold, epoch, step) only, so a configuration gives the same
-numbers in a population as alone.
+On a CPU configurations are looped: fused into wide matrices their activations leave the cache. On
+a GPU those of equal shape take one step (`fused`). Order and dropout depend on (seed, fold, epoch,
+step) only, so a configuration gives the same numbers in a population as alone: to the bit where
+they are looped, but for rounding where they are fused.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags
 from mstar.downstream.config import HONEST, Protocol, TrialConfig
 from mstar.downstream.fold_views import FoldView, view_fold
+from mstar.downstream.fused import fuse
 from mstar.downstream.stream import BagSource, StreamKind, evaluation_batches, training_batches
 from mstar.downstream.trainer import Fit, FitResult
 
@@ -48,6 +50,7 @@ def train_population(
     device: str = "cpu",
     on_epoch: OnEpoch | None = None,
     source: BagSource | None = None,
+    fused: bool | None = None,
 ) -> list[FitResult]:
     """Train configurations on one fold with one seed; the test part is not looked at.
 
@@ -61,6 +64,7 @@ def train_population(
         device: cpu, cuda, cuda:1 …
         on_epoch: after each epoch, whether each configuration goes on.
         source: of the same bags, to be used again (a GPU then keeps them).
+        fused: step equal heads as one (`fused`); by default on a GPU, not on a CPU.
 
     Raises:
         ConfigError: a configuration does not fit the task.
@@ -74,7 +78,7 @@ def train_population(
         epoch = 0
         while any(fit.alive for fit in fits):
             alive = [fit for fit in fits if fit.alive]
-            _train_epoch(view, source, alive, epoch)
+            _train_epoch(view, source, alive, epoch, fused)
             _validate(view, source, alive, epoch)
             if on_epoch is not None:
                 _ask(on_epoch, epoch, fits, alive)
@@ -82,16 +86,28 @@ def train_population(
     return [fit.result() for fit in fits]
 
 
-def _train_epoch(view: FoldView, source: BagSource, fits: Sequence[Fit], epoch: int) -> None:
+def _train_epoch(
+    view: FoldView,
+    source: BagSource,
+    fits: Sequence[Fit],
+    epoch: int,
+    fused: bool | None = None,
+) -> None:
+    fused = source.device.type == "cuda" if fused is None else fused
     for fit in fits:
         fit.begin_epoch(epoch)
     for kind in dict.fromkeys(fit.kind for fit in fits if fit.trained):
         same = [fit for fit in fits if fit.kind == kind and fit.trained]
-        _train_stream(view, source, same, kind, epoch)
+        _train_stream(view, source, same, kind, epoch, fused)
 
 
 def _train_stream(
-    view: FoldView, source: BagSource, fits: Sequence[Fit], kind: StreamKind, epoch: int
+    view: FoldView,
+    source: BagSource,
+    fits: Sequence[Fit],
+    kind: StreamKind,
+    epoch: int,
+    fused: bool,
 ) -> None:
     seed, places = fits[0].seed, view.train.places
     sizes = source.sizes(places, pooled=kind.pooled)
@@ -99,8 +115,9 @@ def _train_stream(
     batches = source.batches(
         places, plan, pooled=kind.pooled, max_patches=kind.max_patches, draw=(seed, epoch)
     )
+    steps = fuse(fits) if fused else fits
     for batch in batches:
-        for fit in fits:
+        for fit in steps:
             fit.step(batch, epoch=epoch, last=batch.step == len(plan) - 1)
 
 

@@ -13,20 +13,20 @@ of equal ones wins. What was stopped early by a search competes with what it had
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from mstar.config import fingerprint, to_dict
+from mstar.config import fingerprint
 from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags
-from mstar.downstream.config import HONEST, SURVIVAL, Protocol, Study, TrialConfig, training_kind
+from mstar.downstream.config import HONEST, Protocol, Study, TrialConfig
 from mstar.downstream.evaluate import Scored, SealedTest, join_scored, predict, run_name
-from mstar.downstream.fold_views import part_of, view_fold
+from mstar.downstream.fold_views import part_of
 from mstar.downstream.model_files import SUFFIX, load_fit, save_fit
 from mstar.downstream.population import train_population
-from mstar.downstream.predictions import PredictionFacts, write_predictions
+from mstar.downstream.predictions import write_predictions
 from mstar.downstream.stream import BagSource
+from mstar.downstream.study_facts import model_facts, study_facts
 from mstar.downstream.study_files import (
     StudyResult,
     digests,
@@ -150,12 +150,12 @@ def conclude_study(
         raise TrainingError(f"study {study.key}: every configuration failed: {failed[0]}")
     source = source or BagSource(bags, device)
     runs = list(product(range(len(data.folds)), seeds))
-    facts = _facts(data, bags, protocol, fits[chosen], runs, source, trials or len(configs))
+    facts = study_facts(data, bags, protocol, fits[chosen], runs, source, trials or len(configs))
     models = []
     for fit, (fold, seed) in zip(fits[chosen], runs, strict=True):
         name = run_name(data.folds[fold].name, seed)
         uri = objects.join(folder, "models", name + SUFFIX)
-        save_fit(uri, fit, _model_facts(study, data, facts, fit))
+        save_fit(uri, fit, model_facts(study, data, facts, fit))
         models.append(uri)
     files = {}
     for part, scored in _scored(study, data, fits[chosen], runs, source, folder).items():
@@ -240,62 +240,3 @@ def _scored(
             sealed = SealedTest(data, source, study=study, fold=fold, seed=seed, out=folder)
             found["test"].append(sealed.open(fit))
     return {part: scored for part, scored in found.items() if scored}
-
-
-def _facts(
-    data: TaskData,
-    bags: PackedBags,
-    protocol: Protocol,
-    fits: Sequence[FitResult],
-    runs: Sequence[tuple[int, int]],
-    source: BagSource,
-    trials: int,
-) -> PredictionFacts:
-    training = training_kind(data.task.kind)
-    views = [view_fold(data, fold, protocol) for fold in range(len(data.folds))]
-    names = [f"{data.folds[fold].name}/{seed}" for fold, seed in runs]
-    follow_up, medians = {}, {}
-    if training == SURVIVAL:
-        follow_up = {view.fold: view.follow_up for view in views}
-        for name, fit, (fold, _) in zip(names, fits, runs, strict=True):
-            medians[name] = float(np.median(predict(fit, source, data.folds[fold].train)))
-    return PredictionFacts(
-        kind=training,
-        metric=data.task.metric,
-        data_source=data.data_source,
-        class_names=data.class_names,
-        config=to_dict(fits[0].config),
-        digests=digests(data, bags),
-        protocol=protocol.name,
-        warning=protocol.warning,
-        trials=trials,
-        leaked_patients=data.leaked_patients,
-        follow_up=follow_up,
-        median_risk=medians,
-        val_scores={name: fit.best_score for name, fit in zip(names, fits, strict=True)},
-        extra={
-            "dropped": dict(data.dropped),
-            "split_source": data.split_source,
-            "label_source": data.label_source,
-            "unit": data.task.unit,
-        },
-    )
-
-
-def _model_facts(
-    study: Study, data: TaskData, facts: PredictionFacts, fit: FitResult
-) -> dict[str, Any]:
-    """What an external evaluation must know of a model."""
-    return {
-        "study": to_dict(study),
-        "training": facts.kind,
-        "class_names": list(data.class_names),
-        "config": dict(facts.config),
-        "digests": dict(facts.digests),
-        "protocol": facts.protocol,
-        "warning": facts.warning,
-        "trials": facts.trials,
-        "leaked_patients": facts.leaked_patients,
-        "follow_up": facts.follow_up.get(fit.fold),
-        "median_risk": facts.median_risk.get(f"{fit.fold}/{fit.seed}"),
-    }

@@ -23,6 +23,7 @@ from mstar import __version__
 from mstar.config import to_dict, to_json
 from mstar.data.tables import write_table
 from mstar.downstream.journal import Journal
+from mstar.downstream.nodes import drop_shared_bags
 from mstar.downstream.piece_records import fit_uri
 from mstar.downstream.piece_worker import WorkerSettings
 from mstar.downstream.schedule import Schedule
@@ -93,7 +94,8 @@ def _work(config: SweepConfig, plan: SweepPlan, journal: Journal) -> Schedule:
                 cache_dir=config.cache_dir,
                 figures=config.figures,
             )
-            run_pieces(schedule, plan.tasks, settings, slots, on_answer=progress.show)
+            with _shared_bags_dropped(config):
+                run_pieces(schedule, plan.tasks, settings, slots, on_answer=progress.show)
             write_left_out(config.out, (*plan.left_out, *_failed(schedule)))
             elapsed_s = time.monotonic() - began_s
             text = "\n".join(summary_lines(config, plan, schedule, elapsed_s))
@@ -125,6 +127,16 @@ def _tracked(config: SweepConfig, cluster: ClusterShape) -> Iterator[SpoolTracke
     objects.write_whole(uri, to_json({**record, "mstar_version": __version__}).encode())
     with ended(tracker):
         yield tracker
+
+
+@contextmanager
+def _shared_bags_dropped(config: SweepConfig) -> Iterator[None]:
+    """However the work ends, nodes get their shared memory back."""
+    try:
+        yield
+    finally:
+        if config.cache_dir is None:
+            drop_shared_bags()
 
 
 def write_left_out(out: str, left_out: tuple[LeftOut, ...]) -> None:

@@ -10,6 +10,7 @@ from mstar.downstream.schedule import Schedule
 from mstar.downstream.studies import SweepPlan
 from mstar.downstream.study_run import StudyRun
 from mstar.downstream.sweep_config import SweepConfig
+from mstar.training.log_lines import say_progress
 from mstar.training.progress import format_duration
 
 LINE_INTERVAL_S = 10.0
@@ -81,7 +82,8 @@ class SweepProgress:
         """Print a line when it is time to."""
         if self._clock() - self._shown_s >= LINE_INTERVAL_S:
             self._shown_s = self._clock()
-            print(self.line(), file=self._stream, flush=True)
+            elapsed_s = self._clock() - self._began_s
+            say_progress(self.line(), self._stream, self.metrics(elapsed_s))
 
     def line(self) -> str:
         """How far the sweep is."""

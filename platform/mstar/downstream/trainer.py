@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mstar.downstream.config import SELECTION_METRICS, TrialConfig
@@ -83,9 +83,9 @@ class Fit:
         self._view, self._source = view, source
         self._objective = make_objective(view, view.train, config, source.device)
         self._select = make_objective(view, view.select, config, source.device)
-        self._head = _make_head(view, config, seed, source, self._objective.num_outputs)
+        self.head = _make_head(view, config, seed, source, self._objective.num_outputs)
         self.trained = head_spec(config.head).trained
-        self._optimizer = _make_optimizer(self._head, config) if self.trained else None
+        self._optimizer = _make_optimizer(self.head, config) if self.trained else None
         self._history: list[EpochRow] = []
         self._best = _Best()
         self._loss = torch.zeros((), device=source.device)
@@ -112,7 +112,7 @@ class Fit:
         """Set the learning rate; a head without gradients looks at its training bags."""
         self._loss.zero_()
         self._num_bags = 0
-        self._head.train()
+        self.head.train()
         if self._optimizer is None:
             self._fit_at_once()
             return
@@ -127,21 +127,35 @@ class Fit:
         if self._optimizer is None or self.failed:
             return
         began_s = time.perf_counter()
-        # dropout is drawn by place alone: nobody else in the population can shift it
-        reseed("step", self.seed, self._view.fold, epoch, batch.step)
+        self.reseed_step(epoch, batch)
         rows = batch.rows.to(self._source.device)
-        with self._precision():
-            output = self._head(batch.x, batch.offsets, self._objective.labels(rows))
-            loss = self._objective.loss(output.logits, rows)
+        with self.precision():
+            output = self.head(batch.x, batch.offsets, self._objective.labels(rows))
+            loss = self.loss_of(output.logits, rows)
             if output.extra_loss is not None:
                 loss = loss + output.extra_loss
         loss.backward()  # type: ignore[no-untyped-call]
-        self._loss += loss.detach() * len(rows)
-        self._num_bags += len(rows)
+        self.learn(loss, len(rows), time.perf_counter() - began_s, last=last)
+
+    def reseed_step(self, epoch: int, batch: Batch) -> None:
+        """Dropout is drawn by place alone: nobody else in the population can shift it."""
+        reseed("step", self.seed, self._view.fold, epoch, batch.step)
+
+    def loss_of(
+        self, logits: Float[Tensor, "bag out"], rows: Int64[Tensor, " bag"]
+    ) -> Float[Tensor, ""]:
+        """The loss of some training samples."""
+        return self._objective.loss(logits, rows)
+
+    def learn(self, loss: Float[Tensor, ""], num_bags: int, seconds: float, *, last: bool) -> None:
+        """Use the gradients that are there."""
+        began_s = time.perf_counter()
+        self._loss += loss.detach() * num_bags
+        self._num_bags += num_bags
         self._pending += 1
         if self._pending == self.config.accumulate or last:
             self._update()
-        self._seconds += time.perf_counter() - began_s
+        self._seconds += seconds + time.perf_counter() - began_s
 
     def end_epoch(self, epoch: int, outputs: Sequence[Float[Tensor, "bag out"]]) -> None:
         """Score the selecting part and keep the model when it is the best so far."""
@@ -163,7 +177,7 @@ class Fit:
         )
         self._history.append(row)
         if row.val_score > self._best.score:
-            state = {name: t.detach().cpu().clone() for name, t in self._head.state_dict().items()}
+            state = {name: t.detach().cpu().clone() for name, t in self.head.state_dict().items()}
             self._best = _Best(epoch=epoch, score=row.val_score, state=state, select_scores=scores)
         elif self.config.patience and epoch - self._best.epoch >= self.config.patience:
             self.stop(f"no better validation score for {self.config.patience} epochs")
@@ -171,8 +185,8 @@ class Fit:
     def logits(self, batch: Batch) -> Float[Tensor, "bag out"]:
         """What the head says about a batch, as it is now."""
         began_s = time.perf_counter()
-        with torch.no_grad(), self._precision():
-            logits: Tensor = self._head.eval()(batch.x, batch.offsets).logits
+        with torch.no_grad(), self.precision():
+            logits: Tensor = self.head.eval()(batch.x, batch.offsets).logits
         self._seconds += time.perf_counter() - began_s
         return logits
 
@@ -207,10 +221,10 @@ class Fit:
         self._pending = 0
 
     def _fit_at_once(self) -> None:
-        assert isinstance(self._head, FittedHead)
+        assert isinstance(self.head, FittedHead)
         means = self._source.means()[torch.from_numpy(self._view.train.places)]
         labels = torch.from_numpy(self._view.train.labels).to(means.device)
-        self._head.fit(means, torch.arange(len(means) + 1), labels)
+        self.head.fit(means, torch.arange(len(means) + 1), labels)
 
     def _score(self, scores: Float[np.ndarray, "sample score"]) -> float:
         metric = SELECTION_METRICS[self._view.training]
@@ -223,7 +237,8 @@ class Fit:
             )
         return value
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """Autocast, where the configuration asks for it."""
         on = self.config.precision == "bfloat16"
         return torch.autocast(self._source.device.type, torch.bfloat16, enabled=on)
 

@@ -19,6 +19,7 @@ from mstar.errors import FeatureError
 
 # Page-aligned data can be mapped into memory as it lies; it costs at most two pages a file.
 _ALIGNMENT_BYTES = 4096
+_MAX_DEPTH = 8
 
 Source = Path | io.BytesIO
 Attribute = str | int | float | np.ndarray
@@ -60,7 +61,29 @@ def open_checked(source: Source, name: str) -> Iterator[Any]:
             "Delete the file and run the job that wrote it again.",
         ) from error
     with file:
+        refuse_other_files(file, name)
         yield file
+
+
+def refuse_other_files(group: Any, name: str, depth: int = 0) -> None:
+    """Raises FeatureError where a file would have other files of this machine read in its place.
+
+    HDF5 lets a file from a stranger name any path: as a link, as raw storage, as a virtual dataset;
+    and a group lie in itself.
+    """
+    if depth > _MAX_DEPTH:
+        raise wrong(name, group.name, f"at most {_MAX_DEPTH} levels", "more", "Write it anew.")
+    for key in group:
+        link = group.get(key, getlink=True)
+        found = "" if isinstance(link, h5py.HardLink) else type(link).__name__
+        child = None if found else group[key]
+        if isinstance(child, h5py.Dataset) and (child.external or child.is_virtual):
+            found = "data in another file"
+        if found:
+            way_out = "Copy the data into the file itself (h5repack does)."
+            raise wrong(name, key, "data of its own", found, way_out)
+        if isinstance(child, h5py.Group):
+            refuse_other_files(child, name, depth + 1)
 
 
 def _diagnose(source: Source, error: OSError) -> str:

@@ -1,6 +1,7 @@
 """What the ablation is asked to do; every setting is the same for all arms."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mstar.errors import ConfigError
 from mstar.pretrain.ablate_arms import ARMS
@@ -14,15 +15,21 @@ class AblateConfig:
 
     out: str = "ablation"
     """Local folder for cohorts, encoders, results.csv, ablation.md and ablation.png."""
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Seeds of the cohorts; each is one independent repetition of everything."""
     arms: str = "abcdefgh"
     """Letters of the arms to run; e, the initial encoder, always runs."""
-    cases: int = 300
-    """Cases of a cohort; half of them are pretrained on, the others evaluate."""
-    slide_px: int = 640
-    """Typical side of a generated slide at level 0, pixels."""
-    patch_px: int = 128
+    cases: int = 1200
+    """Cases of a cohort."""
+    pretrained: float = 0.75
+    """Share of the patients that stage 1 and stage 2 see; the others evaluate."""
+    factor: Literal["pathway", "mutation"] = "pathway"
+    """Planted molecular factor that the probes look for: activity above one half, or mutated."""
+    num_cancer_types: int = 1
+    """Cancer types of a cohort; with several, stage 1 spends its first steps on telling them."""
+    slide_px: int = 512
+    """Typical side of a generated slide at level 0, pixels; one slide a case."""
+    patch_px: int = 64
     """Side of a patch at 0.5 microns per pixel; the encoder sees it resized to 64."""
     signal_strength: float = 1.0
     """How strongly the planted factors show (`mstar cohort generate`)."""
@@ -32,27 +39,27 @@ class AblateConfig:
     """Share of the tissue that carries the planted signal (`mstar cohort generate`)."""
     encoder_seed: int = 1000
     """Seed of the cohort that the initial encoder is trained on: patients of its own."""
-    encoder_cases: int = 120
-    """Cases of that cohort."""
-    encoder_steps: int = 600
-    """Optimiser steps of the initial encoder's training on nuisance factors."""
-    encoder_lr: float = 1e-3
+    encoder_cases: int = 160
+    """Cases of that cohort, of two cancer types."""
+    encoder_steps: int = 300
+    """Optimiser steps of the initial encoder's training on tissue and nuisance factors."""
+    encoder_lr: float = 2e-3
     """Peak learning rate of that training."""
     least_initial_auc: float = 0.6
-    """Least area under the curve of the initial encoder (ABMIL, mean over seeds)."""
+    """Least area under the curve of the initial encoder (linear probe, mean over seeds)."""
     most_initial_auc: float = 0.8
     """Largest one: there must be something left to be learnt."""
-    stage1_epochs: int = 120
+    stage1_epochs: int = 20
     """Passes of stage 1 over the pretraining cases."""
     stage1_batch_cases: int = 64
     """Cases contrasted with one another."""
-    stage1_lr: float = 3e-3
+    stage1_lr: float = 2e-3
     """Peak learning rate of stage 1."""
     bag_patches: int = 32
     """Patches of a case's bag, and of a window of the teacher."""
     dim: int = 64
     """Length of a token of the aggregator, and so of a target."""
-    stage2_steps: int = 200
+    stage2_steps: int = 300
     """Optimiser steps of stage 2, in every arm."""
     stage2_batch: int = 64
     """Patches of a step, a multiple of 16."""
@@ -62,6 +69,11 @@ class AblateConfig:
     """Peak learning rate of the projection."""
     balance: float = 0.6
     """λ of the stage-2 loss."""
+    probe_patches: int = 4
+    """Patches of a held-out case that the probes see, as of a small biopsy: with all of a slide's
+    patches a mean hides how much a single one tells."""
+    probe_draws: int = 5
+    """Draws of these patches; the area under the curve is the mean over them."""
     folds: int = 5
     """Folds of the probes' cross-validation, over held-out cases alone."""
     workers: int = 0
@@ -83,6 +95,8 @@ class AblateConfig:
                 f"--encoder-seed {self.encoder_seed}: expected one that is no cohort's, since the "
                 "initial encoder is to be trained on other patients"
             )
+        if not 0 < self.pretrained < 1:
+            raise ConfigError(f"--pretrained {self.pretrained}: expected more than 0, less than 1")
         if self.cases < FEWEST_CASES:
             raise ConfigError(f"--cases {self.cases}: expected at least {FEWEST_CASES}")
 

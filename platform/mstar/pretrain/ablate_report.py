@@ -114,12 +114,8 @@ def _difference(scores: Sequence[Score], arm: str, probe: str) -> str:
 
 
 def initial_auc(scores: Sequence[Score]) -> Interval:
-    """The initial encoder by ABMIL: how much it knows of what was never taught.
-
-    By ABMIL, since the planted sign is that nuclei agree on a direction, whichever it is: the mean
-    of features that tell directions cancels it.
-    """
-    return interval(np.array(list(by_seed(scores, INITIAL, "abmil").values())))
+    """The initial encoder by the linear probe: how much it knows of what was never taught."""
+    return interval(np.array(list(by_seed(scores, INITIAL, "linear").values())))
 
 
 def initial_auc_fits(scores: Sequence[Score], bounds: tuple[float, float]) -> bool:
@@ -131,16 +127,24 @@ def summary(scores: Sequence[Score], *, bounds: tuple[float, float]) -> list[str
     """What holds and what does not, a line each."""
     initial, inside = initial_auc(scores), initial_auc_fits(scores, bounds)
     lines = [
-        f"initial encoder: ABMIL AUC {initial.mean:.3f} over {initial.count} cohorts, "
+        f"initial encoder: linear probe AUC {initial.mean:.3f} over {initial.count} cohorts, "
         f"{'within' if inside else 'OUTSIDE'} {bounds[0]} to {bounds[1]}"
     ]
     for (arm, probe), holds in verdict(scores).items():
         found = interval(paired(scores, arm, probe))
+        said = "beats" if holds else "does NOT beat" if is_judged(scores) else "against"
         lines.append(
-            f"(a) {'beats' if holds else 'does NOT beat'} ({arm}) by {PROBE_NAMES[probe]}: "
+            f"(a) {said} ({arm}) by {PROBE_NAMES[probe]}: "
             f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {found.count} cohorts"
         )
+    if not is_judged(scores):
+        lines.append(f"not judged: fewer than {FEWEST_SEEDS} cohorts show nothing either way")
     return lines
+
+
+def is_judged(scores: Sequence[Score]) -> bool:
+    """Whether there are enough cohorts to say that the method beats its controls or does not."""
+    return len({score.seed for score in scores}) >= FEWEST_SEEDS
 
 
 def draw(scores: Sequence[Score], path: Path) -> None:
@@ -161,7 +165,7 @@ def draw(scores: Sequence[Score], path: Path) -> None:
     left.invert_yaxis()
     left.axvline(0.5, color=GREY, lw=1, ls=":")
     right.axvline(0.0, color=GREY, lw=1, ls=":")
-    left.set_xlabel("AUC, planted mutation, held-out cases")
+    left.set_xlabel("AUC, planted factor, held-out cases")
     right.set_xlabel("(a) less the arm, by cohort; bar: 95 %")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,5 +1,6 @@
 """What one rank of stage 2 holds: shards, student, anchor and engine put together."""
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,6 +10,7 @@ from mstar.data.shards.format import ShardIndex
 from mstar.losses.self_taught import TargetStatistics
 from mstar.models.ema import Ema
 from mstar.models.student import Student, build_student
+from mstar.pretrain.shard_pieces import RayReaders
 from mstar.pretrain.shard_stream import StreamConfig
 from mstar.pretrain.stage2_batches import StepBatches, probe_images
 from mstar.pretrain.stage2_config import Stage2Config
@@ -23,10 +25,13 @@ from mstar.pretrain.stage2_resume import (
 )
 from mstar.pretrain.stage2_step import Stage2Steps, build_optimizer
 from mstar.pretrain.stage2_watch import Probe
+from mstar.training.cluster import cluster_shape
 from mstar.training.engines import Engine, make_engine
 from mstar.training.run_log import RunLog
 from mstar.training.sessions import LocalSession, Session, TrainState
 from mstar.training.tracking import NullTracker, Tracker, start_tracking
+
+log = logging.getLogger("mstar.stage2")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,9 +130,8 @@ def take_probe(config: Stage2Config, index: ShardIndex, student: Student) -> Pro
 
 def open_batches(config: Stage2Config, index: ShardIndex, session: Session) -> StepBatches:
     """This rank's batches; Ray Data reads where Ray Train trains, threads do elsewhere."""
-    alone = isinstance(session, LocalSession)
     stream = StreamConfig(
-        via="threads" if alone else "ray",
+        via="ray" if reads_through_ray(config, session) else "threads",
         decode_threads=config.decode_threads,
         ahead_bytes=config.read_ahead_mb * 1_000_000,
         patience_s=config.patience_s,
@@ -136,6 +140,26 @@ def open_batches(config: Stage2Config, index: ShardIndex, session: Session) -> S
     )
     seat = Seat(rank=session.rank, world_size=session.world_size)
     return StepBatches(config.shards, index, config.order, seat, stream)
+
+
+def reads_through_ray(config: Stage2Config, session: Session) -> bool:
+    """Whether the cluster has CPUs for reading tasks, besides those that the workers reserve.
+
+    Where it has not (a node may be lost since the run began) the tasks would wait for ever, and the
+    workers for them without a word; their own threads read the same rows.
+    """
+    if isinstance(session, LocalSession):
+        return False
+    cpus, readers = cluster_shape().num_cpus, RayReaders()
+    left = cpus - session.world_size * config.group.cpus_per_worker
+    if left < readers.task_cpus and session.rank == 0:
+        log.warning(
+            "the workers reserve %g of the cluster's %g CPUs: they read the shards themselves. "
+            "Lower --cpus-per-worker to have other CPUs do it",
+            cpus - left,
+            cpus,
+        )
+    return left >= readers.task_cpus
 
 
 def bad_share(spec: str, num_rows: int) -> float:

@@ -4,6 +4,15 @@ import os
 
 from pyarrow import fs
 
+PLACES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_CA_BUNDLE",
+    "AWS_MAX_ATTEMPTS",
+)
 TRIES = 10
 CONNECT_S = 10.0  # Arrow's own second gives up on a store that is busy
 _NAMED = {
@@ -37,5 +46,9 @@ def arrow_filesystem() -> fs.FileSystem:
 
 
 def store_environment() -> dict[str, str]:
-    """The variables that say where the object store is, for processes on other machines."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    """The variables that say where the object store is, for processes on other machines.
+
+    No keys: Ray shows a runtime environment to everyone who may see the cluster. Every machine has
+    its own, as `ray start` was given them, or a role.
+    """
+    return {name: os.environ[name] for name in PLACES if name in os.environ}

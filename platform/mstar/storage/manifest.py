@@ -27,6 +27,7 @@ import numpy as np
 from mstar.errors import ConfigError, ManifestError
 from mstar.schema import SlideRef
 from mstar.storage import objects
+from mstar.storage.confine import SLIDE_ROOTS, outside, slide_roots
 from mstar.storage.ids import check_slide_id, slide_id_problem
 from mstar.storage.manifest_rows import Row, csv_rows, parquet_rows
 from mstar.storage.slide_listing import FoundSlide, find_slides, plain_stem
@@ -74,7 +75,17 @@ def read_slides(spec: str | Path, *, slide_mpp: float | None = None) -> Iterator
         entries = _manifest_entries(_absolute(text), _MANIFESTS[kind], slide_mpp)
     else:
         entries = _listed_entries(text, slide_mpp)
-    yield from _without_duplicates(entries, text)
+    roots = slide_roots()
+    for entry in _without_duplicates(entries, text):
+        yield _confined(entry, roots)
+
+
+def _confined(entry: Entry, roots: tuple[str, ...]) -> Entry:
+    """The entry, or why its slide may not be opened."""
+    if isinstance(entry, BadRow) or not outside(entry.uri, roots):
+        return entry
+    reason = f"it lies outside {SLIDE_ROOTS} ({', '.join(roots)}), where slides may be read"
+    return BadRow(slide_id=entry.slide_id, uri=entry.uri, reason=reason)
 
 
 Labelled = Callable[[], Iterator[tuple[str, Entry]]]  # each entry with where it is stated

@@ -27,6 +27,7 @@ _FILE = "file://"
 _CLIENT_LIBRARIES = frozenset({"aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"})
 _WAYS_OUT = {
     "NoCredentialsError": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+    "ExpiredToken": "The keys have expired: set fresh ones, then rerun.",
     "NoSuchBucket": "Make the bucket first, or correct its name.",
     "PermissionError": "Check the permissions of the folder, or the keys of the store.",
     "ENOSPC": "The disk is full: free some space or choose another folder.",

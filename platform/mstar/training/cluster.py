@@ -2,11 +2,15 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+
+from mstar.training.agreement import check_nodes, worker_environment
+from mstar.training.code_version import this_code
 
 # Several jobs may share a laptop; a store of this size is plenty, since pixels never enter it.
 LOCAL_OBJECT_STORE_BYTES = 300_000_000
@@ -28,11 +32,12 @@ def ray_session(address: str | None = None) -> Iterator[ClusterShape]:
 
     An address, or RAY_ADDRESS (which `ray job submit` sets), joins; a Ray that runs in this process
     already is used as it is; else a local one is started. Only what was started here is ended.
+    A cluster that is joined must run this process's code (`agreement`).
     """
     started = not ray.is_initialized()
-    if started:
-        _start(address)
     try:
+        if started:
+            _start(address)
         yield cluster_shape()
     finally:
         if started:
@@ -42,7 +47,8 @@ def ray_session(address: str | None = None) -> Iterator[ClusterShape]:
 def _start(address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **quiet)
+        ray.init(address=address, runtime_env=worker_environment(), **quiet)
+        print(f"code: {this_code()}, on {check_nodes()} nodes", file=sys.stderr, flush=True)
         return
     ray.init(
         address="local",

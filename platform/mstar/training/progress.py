@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from mstar.training.log_lines import say_progress
 from mstar.training.tracking import NullTracker, Tracker
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class ProgressReporter:
             self._print_line()
 
     def _print_line(self) -> None:
-        print(self.line(), file=self._stream, flush=True)
+        say_progress(self.line(), self._stream, self.metrics() | {"elapsed_s": self.elapsed_s})
 
     def _start_bar(self) -> None:
         from rich.console import Console

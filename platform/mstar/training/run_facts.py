@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -14,12 +13,13 @@ from typing import Any
 
 import mstar
 from mstar.config import to_dict
+from mstar.training.code_version import this_code
+from mstar.training.credentials import redact
 
 VERSIONS = ("torch", "ray", "mlflow", "timm", "openslide-python", "pyvips")
 # MLflow's own rule for the names of params, metrics and tags.
 NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 MAX_NAME_LENGTH = 250
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -47,11 +47,6 @@ def shorten(text: str, max_length: int) -> str:
     return text[: max_length - len(tail)] + tail
 
 
-def redact(text: str) -> str:
-    """The text without user names and passwords in addresses."""
-    return CREDENTIALS.sub("", text)
-
-
 def run_tags() -> dict[str, str]:
     """The circumstances of this process: versions, commit, host, command, Ray job."""
     tags = {
@@ -60,7 +55,7 @@ def run_tags() -> dict[str, str]:
         "mstar.host": socket.gethostname(),
         "mstar.python": ".".join(map(str, sys.version_info[:3])),
         **{f"mstar.{name}": version(name) for name in VERSIONS},
-        **git_tags(),
+        **code_tags(),
         "ray.submission_id": ray_submission_id(),
     }
     return {name: value for name, value in tags.items() if value}
@@ -80,30 +75,11 @@ def version(distribution: str) -> str:
         return ""
 
 
-def git_tags() -> dict[str, str]:
-    """The commit this package runs from, when it lies in its own checkout; else MSTAR_GIT_COMMIT.
-
-    An environment inside somebody else's repository must not report that one's commit.
-    """
-    package = Path(mstar.__file__).parent
-    top = git(package, "rev-parse", "--show-toplevel")
-    if not top or package.resolve() != Path(top).resolve() / "platform" / "mstar":
-        return {"mstar.git_commit": os.environ.get("MSTAR_GIT_COMMIT", "")}
-    dirty = git(package, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "mstar.git_commit": git(package, "rev-parse", "--verify", "--quiet", "HEAD"),
-        "mstar.git_dirty": "true" if dirty else "false",
-    }
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What a git command prints, empty when it fails or git is not there."""
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+def code_tags() -> dict[str, str]:
+    """The code this process runs: what a later reader needs to find it again."""
+    code = this_code()
+    edited = {"mstar.git_dirty": "true" if code.modified else "false"} if code.commit else {}
+    return {"mstar.git_commit": code.commit, "mstar.source": code.source, **edited}
 
 
 def ray_submission_id() -> str:

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mstar.training.credentials import redact
+
 KINDS = {
     "params": "params: name → text",
     "metrics": "metrics: name → number; step",
@@ -41,7 +43,7 @@ class RunInfo:
     """Which run a spool belongs to.
 
     run_id: ours, in the run's tag `mstar.run_id`; MLflow gives its own besides.
-    uri: MLflow tracking URI.
+    uri: MLflow tracking URI, without a password: the tracker process has it from its environment.
     host, pid: where the job runs, to tell a job at work from a dead one.
     """
 
@@ -94,7 +96,7 @@ class Spool:
         """Writes one record in a single write, so that a reader never sees half of it."""
         assert kind in KINDS, kind
         record = {"kind": kind, "time_ms": round(time.time() * 1000), **fields}
-        line = json.dumps(record, default=str).encode() + b"\n"
+        line = redact(json.dumps(record, default=str)).encode() + b"\n"
         with self._lock:
             written = os.write(self._fd, line)
         if written != len(line):

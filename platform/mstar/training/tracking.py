@@ -22,7 +22,8 @@ from typing import Any, Protocol, runtime_checkable
 import mstar
 from mstar.config import fingerprint, to_json
 from mstar.errors import InterruptedRunError, StorageError
-from mstar.training.run_facts import clean_name, flatten, redact, run_tags, shorten
+from mstar.training.credentials import redact
+from mstar.training.run_facts import clean_name, flatten, run_tags, shorten
 from mstar.training.spool import TRACKER_LOG, RunInfo, Spool, read_position
 from mstar.training.tracking_places import state_folder, tracking_notes, tracking_uri
 
@@ -286,7 +287,7 @@ def start_tracking(
         run_id=run_id,
         experiment=job,
         run_name=f"{job}-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}",
-        uri=uri or tracking_uri(out),
+        uri=redact(uri or tracking_uri(out)),
         start_ms=round(time.time() * 1000),
         host=socket.gethostname(),
         pid=os.getpid(),

@@ -34,6 +34,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from mstar.training.credentials import redact
 from mstar.training.spool import (
     FILES,
     LOCK,
@@ -69,10 +70,10 @@ class RunSender:
     def __init__(self, folder: Path, *, uri: str | None = None) -> None:
         self.folder = folder
         self.info = read_info(folder)
-        self.uri = uri or self.info.uri
+        self.uri = uri or with_password(self.info.uri)
         self.position = read_position(folder)
-        if self.position.uri != self.uri:  # another MLflow starts from nothing
-            self.position = Position(uri=self.uri)
+        if self.position.uri != redact(self.uri):  # another MLflow starts from nothing
+            self.position = Position(uri=redact(self.uri))
 
     @functools.cached_property
     def client(self) -> MlflowClient:
@@ -278,8 +279,8 @@ def try_to_send(sender: RunSender) -> bool:
         sender.send_new()
         return True
     except Exception as error:  # whatever MLflow, its database driver or HTTP stack raises
-        log.exception("cannot reach MLflow at %s", sender.uri)
-        sender._store(error=f"{type(error).__name__}: {str(error)[:500]}")
+        log.exception("cannot reach MLflow at %s", redact(sender.uri))
+        sender._store(error=redact(f"{type(error).__name__}: {str(error)[:500]}"))
         return False
 
 
@@ -323,11 +324,13 @@ def has_finish(sender: RunSender) -> bool:
 def send_once(sender: RunSender) -> bool:
     """Sends what is left of a spool; True when that worked."""
     if not try_to_send(sender):
-        print(f"{sender.uri}: {sender.position.error}", file=sys.stderr)
+        print(f"{redact(sender.uri)}: {sender.position.error}", file=sys.stderr)
         return False
     if not sender.position.done and not job_alive(sender.info):
         sender.abandon()
-    print(f"{sender.folder}: sent to {sender.uri}, MLflow run {sender.position.mlflow_run_id}")
+    print(
+        f"{sender.folder}: sent to {redact(sender.uri)}, MLflow run {sender.position.mlflow_run_id}"
+    )
     return True
 
 
@@ -344,6 +347,20 @@ def job_alive(info: RunInfo) -> bool:
     return True
 
 
+class RedactedLog(logging.Formatter):
+    """Messages and tracebacks without credentials: libraries put addresses into them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, redacted."""
+        return redact(super().format(record))
+
+
+def with_password(uri: str) -> str:
+    """The address that the environment states with a password, for one recorded without."""
+    stated = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return stated if stated and redact(stated) == uri else uri
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 when all was sent, 1 when not, 2 when another process is at it."""
     parser = argparse.ArgumentParser(prog="python -m mstar.training.tracking_process")
@@ -351,7 +368,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--follow", type=int, metavar="PID", help="go on until this job has ended")
     parser.add_argument("--uri", help="MLflow tracking URI, instead of the spool's own")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactedLog("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     with (args.spool / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -67,7 +67,7 @@ def test_abmil_has_the_papers_sizes() -> None:
         "attention.score.weight": (1, 128),
         "classifier.weight": (2, 512),
     }
-    assert head.feature.dropout == 0.25  # type: ignore[union-attr]
+    assert head.feature.dropout.p == 0.25  # type: ignore[union-attr]
 
 
 def test_dsmil_follows_its_formulas(tmp_path: Path) -> None:

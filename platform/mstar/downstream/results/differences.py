@@ -10,19 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
 
-from mstar.downstream.statistics.bootstrap import by_fold, percentile_interval, replicates
+from mstar.downstream.statistics.bootstrap import replicates
 from mstar.downstream.statistics.compare import (
-    BINARY_AUC,
     Difference,
-    auc_difference,
-    check_same_cases,
-    compare,
+    delong_difference,
+    drawn_difference,
     p_paper_compat,
 )
-from mstar.downstream.statistics.evaluated import Evaluated, mean_defined
-from mstar.downstream.statistics.metrics import value_of
+from mstar.downstream.statistics.evaluated import Evaluated
 from mstar.errors import CohortError
 
 Method = tuple[str, str]  # encoder, head
@@ -85,50 +81,19 @@ def _difference(
 ) -> Difference:
     """`compare`, but the resamples of a row serve all its comparisons."""
     ours, theirs = parts[first], parts[second]
-    analytic = auc_difference(ours, theirs) if metric == BINARY_AUC else None
-    if analytic is not None and not math.isnan(analytic.p):
-        return compare(metric, ours, theirs)
-    check_same_cases(ours, theirs)
+    analytic = delong_difference(metric, ours, theirs)
+    if analytic is not None:
+        return analytic
     for method in (first, second):
         if method not in drawn:
             drawn[method] = replicates(metric, parts[method], resamples=resamples, seed=seed)
     return drawn_difference(metric, ours, theirs, drawn[first] - drawn[second])
 
 
-def drawn_difference(
-    metric: str,
-    first: Sequence[Evaluated],
-    second: Sequence[Evaluated],
-    drawn: Float[np.ndarray, " resample"],
-) -> Difference:
-    """`paired_difference` from resampled differences that are there already."""
-    low, high = percentile_interval(drawn)
-    defined = drawn[~np.isnan(drawn)]
-    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    p = min(1.0, 2 * (1 + beyond) / (len(defined) + 1))
-    unique = {part.patients: part for part in first}.values()
-    return Difference(
-        metric=metric,
-        value=_value(metric, first) - _value(metric, second),
-        low=low,
-        high=high,
-        p=math.nan if math.isnan(low) else p,
-        smallest_p=2 / (len(defined) + 1),
-        method="bootstrap",
-        samples=sum(len(part.patients) for part in unique),
-        patients=len({patient for part in unique for patient in part.patients}),
-    )
-
-
 def reversed_difference(difference: Difference) -> Difference:
     """The same, the other way round."""
     value, low, high = -difference.value, -difference.high, -difference.low
     return replace(difference, value=value, low=low, high=high)
-
-
-def _value(metric: str, parts: Sequence[Evaluated]) -> float:
-    folds = [np.array([value_of(metric, p) for p in fold]) for fold in by_fold(parts).values()]
-    return float(mean_defined(np.array([mean_defined(values) for values in folds])))
 
 
 def paper_p_values(

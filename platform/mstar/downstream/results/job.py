@@ -161,8 +161,10 @@ def screen(content: PageContent, written: Sequence[str]) -> str:
         best = ", ".join(f"{name} {rank:.2f}" for name, rank in list(ranks)[:4])
         lines.append(f"  average ranks ({one.kind}, {one.data_source}): {best}")
     if content.left_out:
-        lines.append(f"  left out: {len({one.task for one in content.left_out})} tasks")
-        lines += [f"    {one.task}: {one.reason[:120]}" for one in content.left_out[:8]]
+        said = dict.fromkeys(f"    {one.task}: {one.reason[:120]}" for one in content.left_out)
+        count = len({one.task for one in content.left_out})
+        lines.append(f"  left out, whole or in part: {count} task{'s' if count > 1 else ''}")
+        lines += list(said)[:8]
     if too_few := _too_few_resamples(rows, content.difference_resamples):
         lines.append(f"  {too_few}")
     lines += [f"  written   {uri}" for uri in written if uri.endswith((".html", "results.csv"))]

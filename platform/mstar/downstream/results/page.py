@@ -106,14 +106,15 @@ def _banner(rows: Sequence[ResultRow]) -> str:
 def _header(content: PageContent) -> str:
     rows = content.rows
     tasks = {row.predictions.task for row in rows}
+    left = {one.task for one in content.left_out}
     patients = {patient for row in rows for patient in row.predictions.patient}
     tiles = (
         (len(tasks), "tasks", f"{len(set(row.cohort for row in rows))} independent cohorts"),
-        (len({row.method[0] for row in rows}), "encoders", ""),
-        (len({row.method[1] for row in rows}), "heads", ""),
+        (len({row.method[0] for row in rows}), "encoders", "whose features"),
+        (len({row.method[1] for row in rows}), "heads", "trained on them"),
         (len(rows), "studies", f"{sum(row.predictions.facts.trials for row in rows):,} trials"),
         (len(patients), "test patients", "distinct ids"),
-        (len({one.task for one in content.left_out}), "tasks left out", "with reasons below"),
+        (len(left - tasks), "tasks left out", _left_in_part(len(left & tasks))),
     )
     shown = "".join(
         tag(
@@ -133,6 +134,10 @@ def _header(content: PageContent) -> str:
         tag("ul", shown, class_="tiles"),
         beside,
     )
+
+
+def _left_in_part(tasks: int) -> str:
+    return f"{tasks} more in part; why: below" if tasks else "with reasons below"
 
 
 def _section(name: str, title: str, inner: str) -> str:
@@ -164,7 +169,8 @@ def _left_out(left_out: Sequence[LeftOut], tasks: Mapping[str, Task]) -> str:
         for one in left_out
     )
     count = len({one.task for one in left_out})
-    said = f"{count} tasks are left out, whole or in part; none of them was shrunk to fit."
+    are = "1 task is" if count == 1 else f"{count} tasks are"
+    said = f"{are} left out, whole or in part; none was shrunk to fit."
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
     return tag("p", text(said)) + tag("div", table, class_="scroll", tabindex=0)
 

@@ -76,10 +76,20 @@ def compare(
     Raises:
         CohortError: the two were not evaluated on the same cases.
     """
+    analytic = delong_difference(metric, first, second, level=level)
+    if analytic is not None:
+        return analytic
+    return paired_difference(metric, first, second, resamples=resamples, seed=seed, level=level)
+
+
+def delong_difference(
+    metric: str, first: Sequence[Evaluated], second: Sequence[Evaluated], *, level: float = LEVEL
+) -> Difference | None:
+    """The difference of two binary AUCs by DeLong; None where it does not apply."""
     check_same_cases(first, second)
     analytic = auc_difference(first, second) if metric == BINARY_AUC else None
     if analytic is None or math.isnan(analytic.p):
-        return paired_difference(metric, first, second, resamples=resamples, seed=seed, level=level)
+        return None
     half = float(norm.ppf((1 + level) / 2)) * analytic.std_error
     return Difference(
         metric=metric,
@@ -106,6 +116,18 @@ def paired_difference(
     check_same_cases(first, second)
     drawn = replicates(metric, first, resamples=resamples, seed=seed)
     drawn -= replicates(metric, second, resamples=resamples, seed=seed)
+    return drawn_difference(metric, first, second, drawn, level=level)
+
+
+def drawn_difference(
+    metric: str,
+    first: Sequence[Evaluated],
+    second: Sequence[Evaluated],
+    drawn: Float[np.ndarray, " resample"],
+    *,
+    level: float = LEVEL,
+) -> Difference:
+    """The difference whose resamples, the same patients for both, are there already."""
     low, high = percentile_interval(drawn, level)
     defined = drawn[~np.isnan(drawn)]
     return Difference(

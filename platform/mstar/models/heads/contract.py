@@ -9,7 +9,9 @@ A bag's numbers do not depend on the bags it is packed with. Offsets belong on t
 the bags are then known without waiting for a GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +23,7 @@ from mstar.errors import ConfigError, FeatureError
 
 CLASSIFICATION, SURVIVAL = "classification", "survival"
 _SINGLE_OR_WIDER = (torch.float32, torch.float64)
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,24 @@ def computable(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
     if x.dtype in _SINGLE_OR_WIDER or torch.is_autocast_enabled(x.device.type):
         return x
     return x.float()
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Leave out what heads do for a CPU's sake and `torch.func.vmap` cannot transform.
+
+    The numbers are the same but for rounding, and for which patches dropout takes.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def made_for_cpu(x: Tensor) -> bool:
+    """Whether a head may take the way that is fast on a CPU."""
+    return x.device.type == "cpu" and not _plain.get()
 
 
 def one_output(head: str, num_outputs: int) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mstar.models.heads.contract import HeadOutput, one_output, read_bags
+from mstar.models.heads.layers import Dropout
 from mstar.models.heads.segments import bag_means
 
 
@@ -31,7 +32,7 @@ class CoxLinear(nn.Module):
         super().__init__()
         one_output("cox_linear", num_outputs)
         self.input_dim = input_dim
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.risk = nn.Linear(input_dim, 1, bias=False)
         nn.init.zeros_(self.risk.weight)  # the likelihood is concave: zero is as good as any
 

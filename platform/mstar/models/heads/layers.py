@@ -7,15 +7,38 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import dropout as dropout_
-from torch.nn.functional import gelu
+from torch.nn.functional import dropout, gelu
 
 from mstar.errors import ConfigError
-from mstar.models.heads.contract import computable
+from mstar.models.heads.contract import computable, made_for_cpu
 
 Activation = Literal["relu", "gelu"]
 BLOCK_ROWS = 1024
 _BYTE = 256
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose rate is a tensor too, so that heads of different rates can take one step.
+
+    On a CPU it is torch's; elsewhere a number goes where a uniform draw is below the rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        """`rate`: share of the numbers that go."""
+        if not 0 <= rate < 1:
+            raise ConfigError(f"head dropout: expected from 0 to below 1, got {rate}")
+        super().__init__(rate)
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+        self.rate: Tensor
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The numbers that stay, scaled; all of them in evaluation."""
+        if not self.training:
+            return x
+        if made_for_cpu(x):
+            return dropout(x, self.p)
+        kept = torch.rand_like(x) >= self.rate
+        return x * kept / (1 - self.rate)
 
 
 class FeatureLayer(nn.Module):
@@ -33,25 +56,24 @@ class FeatureLayer(nn.Module):
     ) -> None:
         """The fields of a head's config."""
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"head dropout: expected from 0 to below 1, got {dropout}")
         self.linear = nn.Linear(input_dim, hidden)
-        self.dropout, self.activation = dropout, activation
+        self.dropout, self.activation = Dropout(dropout), activation
 
     def forward(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row hidden"]:
         """The patches' vectors."""
-        rate = self.dropout if self.training else 0.0
-        plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+        rate = self.dropout.p if self.training else 0.0
+        plain = not made_for_cpu(x) or torch.is_autocast_enabled("cpu")
         if plain or self.activation == "gelu":
             rows = self.linear(computable(x))
             bent = gelu(rows) if self.activation == "gelu" else rows.relu_()
-            return dropout_(bent, rate)
+            result: Tensor = self.dropout(bent)
+            return result
         dropped = min(round(rate * _BYTE), _BYTE - 1)
         linear = self.linear
-        result: Tensor = _LinearReluDropout.apply(  # type: ignore[no-untyped-call]
+        fused: Tensor = _LinearReluDropout.apply(  # type: ignore[no-untyped-call]
             x, linear.weight, linear.bias, dropped
         )
-        return result
+        return fused
 
 
 class _LinearReluDropout(torch.autograd.Function):
@@ -109,9 +131,9 @@ class AttentionNetwork(nn.Module):
     ) -> None:
         """`branches`: one for all classes together, or one for each."""
         super().__init__()
-        self.tanh = nn.Sequential(nn.Linear(hidden, attention_dim), nn.Tanh(), nn.Dropout(dropout))
+        self.tanh = nn.Sequential(nn.Linear(hidden, attention_dim), nn.Tanh(), Dropout(dropout))
         self.gate = (
-            nn.Sequential(nn.Linear(hidden, attention_dim), nn.Sigmoid(), nn.Dropout(dropout))
+            nn.Sequential(nn.Linear(hidden, attention_dim), nn.Sigmoid(), Dropout(dropout))
             if gated
             else None
         )

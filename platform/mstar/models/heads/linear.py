@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mstar.models.heads.contract import HeadOutput, read_bags
-from mstar.models.heads.layers import draw_weights
+from mstar.models.heads.layers import Dropout, draw_weights
 from mstar.models.heads.segments import bag_means
 
 
@@ -28,7 +28,7 @@ class LinearProbe(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.input_dim = input_dim
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.classifier = nn.Linear(input_dim, num_outputs)
         draw_weights(self)
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from mstar.models.heads.contract import Bags
+from mstar.models.heads.contract import Bags, made_for_cpu
 
 
 def bag_means(rows: Float[Tensor, "row dim"], bags: Bags) -> Float[Tensor, "bag dim"]:
@@ -17,7 +17,7 @@ def bag_means(rows: Float[Tensor, "row dim"], bags: Bags) -> Float[Tensor, "bag 
     if rows.dtype in (torch.float16, torch.bfloat16):
         # a bag at a time: float32 copies of all rows of a cohort would not fit
         return torch.stack([bag.float().mean(0) for bag in bags.cut(rows)])
-    if rows.device.type == "cpu":
+    if made_for_cpu(rows):
         places = torch.arange(len(rows))
         sums = embedding_bag(places, rows, bags.offsets, mode="sum", include_last_offset=True)
         return sums / bags.offsets.diff()[:, None]
@@ -27,7 +27,7 @@ def bag_means(rows: Float[Tensor, "row dim"], bags: Bags) -> Float[Tensor, "bag 
 def bag_softmax(scores: Float[Tensor, "row class"], bags: Bags) -> Float[Tensor, "row class"]:
     """Softmax of each column within each bag, so that it sums to one there."""
     wide = scores.double()  # 100,000 small terms are added up; a column costs nothing
-    largest = torch.segment_reduce(wide.detach(), "max", offsets=bags.offsets)
+    largest = _largest(wide.detach(), bags)
     raised = (wide - largest[bags.of_row]).exp()
     total = raised.new_zeros(len(bags), scores.shape[1]).index_add(0, bags.of_row, raised)
     return (raised / total[bags.of_row]).to(scores.dtype)
@@ -38,7 +38,7 @@ def weighted_sums(
 ) -> Float[Tensor, "bag class dim"]:
     """The rows of each bag, added up with the weights of each class."""
     weights = weights.to(rows.dtype)
-    if rows.device.type == "cpu":  # fused: the products of weights and rows are never stored
+    if made_for_cpu(rows):  # fused: the products of weights and rows are never stored
         places = torch.arange(len(rows))
         sums = [
             embedding_bag(
@@ -56,9 +56,16 @@ def weighted_sums(
     return torch.stack([weight.T @ row for weight, row in pairs])
 
 
+def _largest(scores: Float[Tensor, "row class"], bags: Bags) -> Float[Tensor, "bag class"]:
+    """The largest score of each bag and column."""
+    lowest = scores.new_full((len(bags), scores.shape[1]), float("-inf"))
+    index = bags.of_row[:, None].expand_as(scores)
+    return lowest.scatter_reduce(0, index, scores, "amax")
+
+
 def largest_rows(scores: Float[Tensor, "row class"], bags: Bags) -> Int64[Tensor, "bag class"]:
     """Per bag and column the row with the largest score, the first of equals."""
-    largest = torch.segment_reduce(scores.detach(), "max", offsets=bags.offsets)
+    largest = _largest(scores.detach(), bags)
     place = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)
     reached = place.masked_fill(scores.detach() < largest[bags.of_row], len(scores))
     last = (bags.offsets[1:] - 1)[:, None].expand(-1, scores.shape[1])

@@ -1,0 +1,1 @@
+"""What a run will take: measured rates, bytes, hours, cost, and where it stops scaling."""
