@@ -23,6 +23,7 @@ import mstar
 from mstar.config import fingerprint, to_json
 from mstar.errors import InterruptedRunError, StorageError
 from mstar.training.credentials import redact
+from mstar.training.metrics import publish
 from mstar.training.run_facts import clean_name, flatten, run_tags, shorten
 from mstar.training.spool import TRACKER_LOG, RunInfo, Spool, read_position
 from mstar.training.tracking_places import state_folder, tracking_notes, tracking_uri
@@ -138,6 +139,7 @@ class SpoolTracker:
         self.uri = info.uri
         self._finish_wait_s = finish_wait_s
         self._warned = False
+        self._job = info.experiment
         self._spool = Spool.create(folder, info)
         self.process = start_process(folder, "--follow", str(os.getpid()))
 
@@ -150,6 +152,7 @@ class SpoolTracker:
         """Logs numbers at a step."""
         named = {clean_name(name): float(value) for name, value in metrics.items()}
         self._append("metrics", metrics=named, step=step)
+        publish(self._job, metrics)
 
     def log_artifact(self, local_path: Path, folder: str = "") -> None:
         """Copies the file into the spool, so that a later replay still has it."""
