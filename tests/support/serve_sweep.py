@@ -42,6 +42,8 @@ def files(out: str) -> Iterator[tuple[str, str]]:
     """Digests of predictions and of models, whose files also say how long they took."""
     for path in sorted(Path(out).rglob("*")):
         name = str(path.relative_to(out))
+        if name.startswith("mlartifacts/"):  # MLflow's copies
+            continue
         if path.suffix == ".parquet":
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
         if path.suffix == ".safetensors":
