@@ -37,14 +37,19 @@ AWAY_S = 2.5  # of the minute that is ridden out (the slow cells wait for it)
 SLIDES = {f"c{i}": {f"c{i}-s": 20 + 9 * i} for i in range(5)}
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(stage2_finish, "curves", lambda *_: None)
-    monkeypatch.setattr(stage2_finish, "neighbours", lambda *_: None)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """For the undisturbed runs too: sums over two threads differ in the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage2_finish, "curves", lambda *_: None)
+    monkeypatch.setattr(stage2_finish, "neighbours", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

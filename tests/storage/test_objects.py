@@ -365,7 +365,7 @@ def test_lasting_trouble_ends_as_a_storage_error(
     with pytest.raises(StorageError, match=rf"{uri} failed 13 times.*503 SlowDown") as caught:
         objects.read_bytes(uri)
     assert caught.value.__cause__ is not None
-    assert len(no_waiting) == 8
+    assert len(no_waiting) == retry.DEFAULT_POLICY.tries - 1
 
 
 def test_a_server_that_is_not_there_ends_as_a_storage_error(
