@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mstar.cli import measure_steps as steps
+from mstar.cli import measure_models
 from mstar.cli.main import main
 from mstar.cli.measure import MeasureConfig, device_of, run
+from mstar.cli.measure_clock import calls_per_s, core_seconds
 from mstar.errors import ConfigError
 from mstar.planning.rates import read_rates
 from mstar.training.exit_codes import ExitCode
@@ -68,10 +69,10 @@ def test_rates_of_a_core_are_cpu_time() -> None:
     """Waiting costs nothing, computing does: what others do on the machine does not count."""
     import time
 
-    waiting = steps.core_seconds(lambda _: time.sleep(0.01), [0], 0.1)
+    waiting = core_seconds(lambda _: time.sleep(0.01), [0], 0.1)
     assert waiting < 0.005
-    assert steps.calls_per_s(lambda: time.sleep(0.01), 0.1) < 105
-    assert steps.calls_per_s(lambda: time.sleep(0.01), 0.1, of_core=True) > 200
+    assert calls_per_s(lambda: time.sleep(0.01), 0.1) < 105
+    assert calls_per_s(lambda: time.sleep(0.01), 0.1, of_core=True) > 200
 
 
 def test_object_storage_is_probed_and_left_clean(s3_server: str, tmp_path: Path) -> None:
@@ -116,6 +117,6 @@ def test_a_wrong_call_says_the_way_out(fields: dict[str, object], found: str) ->
 def test_devices_are_called_as_the_plan_calls_them(
     name: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "is_cuda", lambda device: True)
-    monkeypatch.setattr(steps, "gpu_name", lambda: name)
+    monkeypatch.setattr(measure_models, "is_cuda", lambda device: True)
+    monkeypatch.setattr(measure_models, "gpu_name", lambda: name)
     assert device_of(MeasureConfig()) == (key, name)

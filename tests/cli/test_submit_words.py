@@ -130,9 +130,9 @@ def test_a_job_refuses_to_run_as_other_code_than_was_submitted(
     assert "--ship-code" in error
     monkeypatch.setenv(code_version.DRIVER_CODE, json.dumps(other))
     with pytest.raises(WorkerError, match="other code than the driver"):
-        code_version.check_worker()
+        code_version.refuse_other_code()
     monkeypatch.setenv(code_version.CODE_CHECK, "warn")
-    code_version.check_worker()
+    code_version.refuse_other_code()
 
 
 @dataclass

@@ -13,18 +13,12 @@ from mstar.errors import ConfigError
 from mstar.planning.cluster import Cluster
 from mstar.planning.curve import bend, curve_table, scaled, scaling_curve
 from mstar.planning.events import Clock, Link
+from mstar.planning.machines import Machines, Slides, draw_slides, machines_of
 from mstar.planning.plan import stage_plan
 from mstar.planning.rates import built_in
 from mstar.planning.report import TOLERANCE
 from mstar.planning.settings import PlanSettings
-from mstar.planning.simulate import (
-    Machines,
-    Simulation,
-    Slides,
-    draw_slides,
-    machines_of,
-    simulate,
-)
+from mstar.planning.simulate import Simulation, simulate
 from mstar.planning.stages import Job
 from mstar.planning.workload import PAPER, counted
 

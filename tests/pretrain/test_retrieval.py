@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mstar.pretrain.retrieval import (
+from mstar.losses.recall import (
     Standing,
     alignment,
     any_order,

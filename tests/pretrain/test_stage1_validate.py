@@ -16,16 +16,17 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from mstar.data.bags import BagConfig, BagReader
 from mstar.data.cancer_types import CANCER_TYPES
 from mstar.data.cases import read_cases
+from mstar.data.report_duplicates import near_duplicates
 from mstar.data.report_tokens import ReportTokenizer
 from mstar.data.rna.binning import BinningConfig
 from mstar.data.rna.store import ExpressionStore
 from mstar.losses.cases import MODALITIES
+from mstar.losses.recall import KS, alignment, uniformity
 from mstar.models.aggregator import Aggregator, AggregatorConfig
 from mstar.models.gene_encoder import GeneEncoder, GeneEncoderConfig
 from mstar.models.multimodal import MultimodalModel
 from mstar.models.text_encoder import TextEncoderConfig, pretrained_text_encoder
 from mstar.pretrain.cached_step import on_device
-from mstar.pretrain.retrieval import KS, alignment, uniformity
 from mstar.pretrain.stage1_batches import CaseInputs
 from mstar.pretrain.stage1_cases import TrainCase
 from mstar.pretrain.stage1_validate import (
@@ -35,7 +36,6 @@ from mstar.pretrain.stage1_validate import (
     class_vectors,
     embed_cases,
     measure,
-    near_duplicates,
     zero_shot,
 )
 from support.ranks import run_ranks

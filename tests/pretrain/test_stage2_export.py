@@ -20,6 +20,7 @@ from mstar.losses.self_taught import TargetStatistics
 from mstar.models.ema import Ema
 from mstar.models.encoder_table import ENCODERS, timm_call
 from mstar.models.patch_encoders import load_encoder, prepare_weights
+from mstar.models.projection import load_projection
 from mstar.models.student import Student, build_student
 from mstar.pretrain.stage2_export import (
     CARD,
@@ -29,7 +30,6 @@ from mstar.pretrain.stage2_export import (
     ExportFacts,
     export,
     folded_projection,
-    load_projection,
     read_record,
     register,
 )

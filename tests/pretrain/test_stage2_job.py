@@ -22,9 +22,10 @@ from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.rows import SlideRows
 from mstar.errors import ConfigError, TrainingError, WeightsError
 from mstar.models.patch_encoders import find_encoder, load_model, prepare_weights
+from mstar.models.projection import load_projection
 from mstar.pretrain import stage2, stage2_finish
 from mstar.pretrain.stage2 import read_facts, run
-from mstar.pretrain.stage2_export import load_projection, read_record
+from mstar.pretrain.stage2_export import read_record
 from mstar.pretrain.stage2_knn import knn_accuracy, read_labelled
 from mstar.training.engines import EngineConfig
 from mstar.training.exit_codes import ExitCode

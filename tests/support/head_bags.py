@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mstar.models.aggregator import Aggregator, AggregatorConfig
-from mstar.models.heads import HEADS, HeadOutput, build_head
+from mstar.models.heads import (
+    HEADS,
+    GeneHead,
+    GeneLayout,
+    GroupedGenes,
+    HeadOutput,
+    build_head,
+)
 from mstar.models.heads.layers import Dropout
 from mstar.models.stage1_files import save_aggregator
 
@@ -26,7 +33,19 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "transmil": {"dim": 16, "heads": 2, "landmarks": 4, "exact_up_to": 16},
     "transmil_plus": {"attention": "auto", "exact_up_to": 16},
     "cox_linear": {},
-}
+    "snn": {"dim": 16, "dropout": 0.0},
+    "mcat": {"dim": 16, "heads": 2, "feed_forward": 32, "dropout": 0.0, "fusion_scale": 4},
+    "porpoise": {
+        "hidden": 16, "dim": 16, "input_dropout": 0.0, "dropout": 0.0, "fusion_scale": 4, "rank": 3
+    },
+    "motcat": {"dim": 16, "heads": 2, "feed_forward": 32, "dropout": 0.0, "chunk_patches": 5000},
+    "cmta": {
+        "dim": 16, "gene_hidden": 24, "heads": 2, "landmarks": 4, "exact_up_to": 16,
+        "dropout": 0.0, "attention_dropout": 0.0,
+    },
+}  # fmt: skip
+COLUMNS = tuple(torch.tensor(group) for group in ([0, 1, 2], [3, 4], [5], [2, 6], [7, 8], [9]))
+LAYOUT = GeneLayout(genes=DIM, groups=tuple(len(group) for group in COLUMNS))
 
 
 def packed(sizes: Sequence[int] = SIZES, *, dim: int = DIM, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -56,7 +75,7 @@ def small_head(name: str, folder: Path, **options: object) -> nn.Module:
     if name == "transmil_plus":
         chosen["aggregator"] = export_aggregator(folder)
     outputs = 1 if name == "cox_linear" else CLASSES
-    head = build_head(name, chosen, input_dim=DIM, num_outputs=outputs)
+    head = build_head(name, chosen, input_dim=DIM, num_outputs=outputs, genes=LAYOUT)
     for module in head.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -71,10 +90,17 @@ def small_head(name: str, folder: Path, **options: object) -> nn.Module:
 
 
 def call(head: nn.Module, x: Tensor, offsets: Tensor, labels: Tensor | None = None) -> HeadOutput:
-    """The output of a head, with its type."""
-    output = head(x, offsets, labels)
+    """The output of a head, with its type; one that reads genes is given some of each bag's own."""
+    more = (genes_of(x, offsets),) if isinstance(head, GeneHead) else ()
+    output = head(x, offsets, labels, *more)
     assert isinstance(output, HeadOutput)
     return output
+
+
+def genes_of(x: Tensor, offsets: Tensor) -> GroupedGenes:
+    """Gene expression that goes with the bags wherever they are: it follows from their rows."""
+    values = [bag.detach().float().mean(0) for bag in x.split(offsets.diff().tolist())]
+    return GroupedGenes(values=torch.stack(values), columns=COLUMNS)
 
 
 def one_at_a_time(

@@ -9,6 +9,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
+FILES = ("raycluster", "rayjob-embed", "rayjob-stage1", "rayjob-stage2", "rayjob-sweep")
+RAY_JOBS = FILES[1:]
 OVERLAYS = ("gpu-1", "gpu-8", "gpu-64")
 Document = dict[str, Any]
 
@@ -104,3 +106,9 @@ def pod_templates(document: Document) -> dict[str, Document]:
     if kind == "RayJob":
         found["submitter"] = spec["submitterPodTemplate"]
     return found
+
+
+def one(name: str) -> Document:
+    """The object of `cluster/<name>.yaml`."""
+    (document,) = documents(CLUSTER / f"{name}.yaml")
+    return document

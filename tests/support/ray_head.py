@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +92,7 @@ def running_head(log: Path, *, cpus: int = 2, **env: str) -> Iterator[Head]:
             _wait_until_ready(head, server, log)
             yield head
         finally:
-            os.killpg(server.pid, signal.SIGTERM)  # the session started here, and only that
-            server.wait(timeout=60)
+            end_session(server)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -110,8 +109,7 @@ def second_node(head: Head, log: Path, *, cpus: int = 1) -> Iterator[None]:
             time.sleep(1)
             yield
         finally:
-            os.killpg(node.pid, signal.SIGTERM)
-            node.wait(timeout=60)
+            end_session(node)
 
 
 @contextmanager
@@ -123,6 +121,19 @@ def _process(
         yield subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True
         )
+
+
+def end_session(leader: "subprocess.Popen[bytes]", *, within_s: float = 5.0) -> None:
+    """End a process that was started as the leader of a session, and all of that session.
+
+    `ray start --block` takes half a minute to see that what it watches is gone.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            leader.wait(within_s)
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 def _wait_until_ready(head: Head, server: "subprocess.Popen[bytes]", log: Path) -> None:

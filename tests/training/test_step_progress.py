@@ -62,6 +62,15 @@ def test_a_resumed_run_counts_from_where_it_was(clock: Clock) -> None:
     assert shown.line().endswith("0.0 cases/s · 0:00 elapsed · ? to go")
     clock.now_s += 5
     shown.update(95, num_cases=10, loss=1.0)
-    assert shown.line().endswith("· 2.0 cases/s · 0:05 elapsed · 0:05 to go")
+    assert shown.line().endswith("· 10.0 cases/s · 0:05 elapsed · 0:05 to go")
     shown.update(100, num_cases=10, loss=1.0)
     assert shown.line().endswith("· 0:00 to go")
+
+
+def test_steps_between_two_lines_are_counted(clock: Clock) -> None:
+    """A run that logs every twenty steps is twenty times as fast as a step's rows say."""
+    shown = progress(clock, [], num_steps=100)
+    for step in (20, 40):
+        clock.now_s += 10
+        shown.update(step, num_cases=64, loss=1.0)
+    assert "128.0 cases/s" in shown.line()

@@ -117,7 +117,7 @@ def run_seed(run: SeedRun) -> list[Score]:
 
 def _scores(run: SeedRun) -> Iterator[Score]:
     config = run.config
-    cohort = make_cohort(config, run.at("cohort"), seed=run.seed, cases=config.cases)
+    cohort = make_cohort(config, run.at("cohort"), seed=run.seed, cases=config.cases, alone=True)
     split(cohort, config.pretrained)
     plan = plan_of(
         cohort, run.at("features"), weights=run.weights, patch_px=config.patch_px,
@@ -139,8 +139,15 @@ def _scores(run: SeedRun) -> Iterator[Score]:
         print(f"ablate: arm {letter} in {time.monotonic() - began_s:.0f} s", flush=True)
 
 
-def make_cohort(config: AblateConfig, out: str, *, seed: int, cases: int, types: int = 0) -> str:
-    """A generated cohort; returns its folder. types: of cancer, 0 for the config's."""
+def make_cohort(
+    config: AblateConfig, out: str, *, seed: int, cases: int, types: int = 0, alone: bool = False
+) -> str:
+    """A generated cohort; returns its folder.
+
+    types: of cancer, 0 for the config's. alone: slides, reports and expression share the factor
+        that is asked for and nothing else, as far as the generator can leave the others out. With
+        three shared factors stage 1 learns one or two of them in so few steps, and which is chance.
+    """
     made = GenerateConfig(
         out=out,
         cases=cases,
@@ -153,6 +160,8 @@ def make_cohort(config: AblateConfig, out: str, *, seed: int, cases: int, types:
         report_strength=2 * config.signal_strength,
         rna_strength=3 * config.signal_strength,
         noise=config.noise,
+        num_grades=1 if alone else 3,
+        mutation_rate=0.0 if alone and config.factor != "mutation" else 0.5,
         site_effect=0.0,  # a hospital's stain and RNA batch would be a second thing pairs share
         signal_fraction=config.signal_fraction,
         missing_report=0.03,
@@ -242,6 +251,7 @@ def stage1_config(run: SeedRun, letter: str, arm: Arm, cohort: str) -> Stage1Con
         num_bins=32,
         loss=LossConfig(triplet_weight=0.0),  # it tells types apart, and would be the only one to
         lr=config.stage1_lr,
+        initial_scale=config.stage1_scale,
         lr_text=config.stage1_lr,  # the report encoder is drawn, not pretrained
         val_fraction=0.0,
         validate_every_epochs=0,

@@ -73,6 +73,11 @@ JOBS = {
         run="mstar.cohorts.generate:run",
         config="mstar.cohorts.generate:GenerateConfig",
     ),
+    "labels build": Job(
+        summary="published clinical, mutation and subtype files → the label table of each task",
+        run="mstar.cohorts.labels_job:run",
+        config="mstar.cohorts.labels_job:LabelsBuildConfig",
+    ),
     "stage1": Job(
         summary="cases with features, reports, expression → aggregator, text and gene encoders",
         run="mstar.pretrain.stage1:run",

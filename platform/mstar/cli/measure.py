@@ -10,7 +10,10 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mstar.cli import measure_steps as steps
+from mstar.cli import measure_models as models
+from mstar.cli.measure_clock import Rate
+from mstar.cli.measure_reading import reading
+from mstar.cli.measure_storage import storage
 from mstar.errors import ConfigError
 from mstar.planning.built_in import BY_DEVICE
 from mstar.planning.rates import FORMAT, RateFile, this_version, write_rates
@@ -62,7 +65,7 @@ STEPS = ("read", "encode", "train", "aggregate", "heads", "storage")
 
 def run(config: MeasureConfig) -> int:
     """Measure, print, write; returns the exit code."""
-    found: dict[str, steps.Rate] = {}
+    found: dict[str, Rate] = {}
     for rate in measured(config):
         found[rate.name] = rate
         print(f"{rate.name:<27}{rate.value:>12.5g}  {rate.note}", flush=True)
@@ -84,37 +87,37 @@ def run(config: MeasureConfig) -> int:
     return ExitCode.COMPLETE
 
 
-def measured(config: MeasureConfig) -> Iterator[steps.Rate]:
+def measured(config: MeasureConfig) -> Iterator[Rate]:
     """The rates, as they are found."""
     wanted = [name for name in STEPS if not config.only or name in config.only]
-    on_gpu = steps.is_cuda(config.device)
+    on_gpu = models.is_cuda(config.device)
     if "read" in wanted:
-        yield from steps.reading(config.slides, config.encoder, config.seconds)
+        yield from reading(config.slides, config.encoder, config.seconds)
     if {"encode", "train"} & set(wanted):
-        encoder = steps.EncoderUnderTest(
+        encoder = models.EncoderUnderTest(
             name=config.encoder,
             device="cuda" if on_gpu else "cpu",
             batch_size=config.batch_size or (256 if on_gpu else 4),
             compiled=config.compile,
         )
-        rate = steps.encoding(encoder, config.seconds)
+        rate = models.encoding(encoder, config.seconds)
         if "encode" in wanted:
             yield rate
         if "train" in wanted:
-            yield from steps.training(encoder, rate.value, config.seconds)
+            yield from models.training(encoder, rate.value, config.seconds)
     if "aggregate" in wanted:
-        yield steps.aggregating("cuda" if on_gpu else "cpu", config.seconds)
+        yield models.aggregating("cuda" if on_gpu else "cpu", config.seconds)
     if "heads" in wanted:
-        yield steps.heads("cuda" if on_gpu else "cpu", config.seconds)
+        yield models.heads("cuda" if on_gpu else "cpu", config.seconds)
     if "storage" in wanted and config.storage:
-        yield from steps.storage(config.storage, config.seconds)
+        yield from storage(config.storage, config.seconds)
 
 
 def device_of(config: MeasureConfig) -> tuple[str, str]:
     """The device as the plan calls it, and as its maker does."""
-    if not steps.is_cuda(config.device):
-        return "cpu", f"one core of {steps.cpu_name()}"
-    name = steps.gpu_name()
+    if not models.is_cuda(config.device):
+        return "cpu", f"one core of {models.cpu_name()}"
+    name = models.gpu_name()
     plain = name.lower().replace(" ", "")
     known = [key for key in BY_DEVICE if key != "cpu" and key.replace("-", "") in plain]
     if "h100" in plain and "pcie" in plain:
@@ -124,4 +127,4 @@ def device_of(config: MeasureConfig) -> tuple[str, str]:
 
 def machine_name() -> str:
     """Of the machine: its processor, not its address."""
-    return f"{steps.cpu_name()}, {platform.system()} {platform.machine()}"
+    return f"{models.cpu_name()}, {platform.system()} {platform.machine()}"

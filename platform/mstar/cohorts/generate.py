@@ -2,7 +2,7 @@
 
     out/sources/   clinical.csv, reports_raw.csv     out/rna.tsv     genes × cases, counts
     out/slides/    pyramidal SVS                     out/slides.csv  the manifest
-    out/truth/     see `generated.truth`             out/labels/, out/tasks.csv
+    out/truth/     see `generated.truth`             out/labels/, out/tasks.csv, out/signatures.csv
     and what `mstar cohort build` makes of these: cases.csv, reports.csv, expression/, cohort.json
 
 Tables come first, slides after them, the build last. Everything is written whole and follows from
@@ -15,7 +15,15 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from mstar.cohorts import build
-from mstar.cohorts.generated import expression, labels, reports, slide_pool, truth
+from mstar.cohorts.generated import (
+    expression,
+    facts,
+    labels,
+    reports,
+    signatures,
+    slide_pool,
+    truth,
+)
 from mstar.cohorts.generated.config import GenerateConfig
 from mstar.cohorts.generated.factors import CaseFactors, SlideFactors, iter_cases, slides_of
 from mstar.config import to_json
@@ -58,10 +66,12 @@ def write_tables(config: GenerateConfig, cases: Sequence[CaseFactors]) -> list[s
     columns = {name: [getattr(case, name) for case in cases] for name in _CLINICAL_COLUMNS}
     write_table(objects.join(out, CLINICAL), pa.table(columns))
     truth.write_case_truth(out, cases)
+    facts.write_facts(out, config, cases)
     if not objects.exists(objects.join(out, REPORTS)):
         reports.write_reports(objects.join(out, REPORTS), config, cases)
     if not objects.exists(objects.join(out, RNA)):
         expression.write_expression(out, config, cases)
+    signatures.write_signatures(out, config)
     return labels.write_labels(out, config, cases)
 
 

@@ -122,13 +122,17 @@ class ReportTokenizer:
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = _special_ids(
             self._tokenizer, self.name
         )
-        state = self._tokenizer.backend_tokenizer.to_str()
-        self.digest = hashlib.sha256(state.encode()).hexdigest()
+        self.digest = hashlib.sha256(self.state.encode()).hexdigest()
 
     @classmethod
     def from_config(cls, config: ReportTokenConfig) -> "ReportTokenizer":
         """The tokenizer that a config asks for."""
         return cls(config.tokenizer, max_tokens=config.max_tokens, casing=config.casing)
+
+    @property
+    def state(self) -> str:
+        """All of the tokenizer as a text."""
+        return str(self._tokenizer.backend_tokenizer.to_str())
 
     @property
     def vocab_size(self) -> int:

@@ -47,6 +47,8 @@ def _problem(task: Task, samples: Sequence[Sample]) -> str:
             f"expected two patients of whom one had the event before the other's time, got none "
             f"among {len(samples):,}"
         )  # fmt: skip
+    if not task.has_class_labels:  # matched with reports, or described in words
+        return ""
     classes = {sample.label for sample in samples}
     if len(classes) == 1:
         (label,) = classes

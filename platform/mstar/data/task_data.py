@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -32,10 +32,19 @@ from mstar.data.task_folds import (
     registry_parts,
     seen_in_pretraining,
 )
+from mstar.data.task_genes import GeneReader, TaskGenes
 from mstar.data.tasks import Task
 from mstar.errors import ConfigError, SplitError
 
-__all__ = ["TaskData", "TaskFold", "prepare_external", "prepare_task", "store_ids"]
+_NEEDED = {"train_only": ("train", "val"), "test_fold": ("test",)}
+"""Parts that a split policy cannot do without; all three where it is not here."""
+
+NEEDS_GENES = (
+    "it needs gene expression: give --cohort C (its expression/ and signatures.csv), or --genes "
+    "and --signatures."
+)
+
+__all__ = ["NEEDS_GENES", "TaskData", "TaskFold", "prepare_external", "prepare_task", "store_ids"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,6 +71,7 @@ class TaskData:
     leaked_patients: in two parts of a fold, or held out though pretraining sees them; above 0 only
         in a published split that was asked for.
     match: how the slides were found.
+    genes: expression of the samples, in tasks of kind fusion_survival.
     """
 
     task: Task
@@ -77,6 +87,7 @@ class TaskData:
     dropped: Mapping[str, int]
     leaked_patients: int
     match: Match
+    genes: TaskGenes | None = None
 
 
 def prepare_task(
@@ -91,8 +102,9 @@ def prepare_task(
     max_missing: float = 0.0,
     val_share: float = 0.1,
     seed: int = 0,
+    genes: GeneReader | None = None,
 ) -> TaskData:
-    """Match, cut and check the samples of a task that trains.
+    """Match, cut and check the samples of a task that is run by itself.
 
     Args:
         task: of a kind that can be run.
@@ -105,9 +117,11 @@ def prepare_task(
         max_missing: share of the samples that may lack features and be left out, 0 to 1.
         val_share: share of the training patients that validates in a fold without such a part.
         seed: of that draw.
+        genes: gene expression, for tasks of kind fusion_survival; samples without are left out.
 
     Raises:
-        ConfigError: the kind cannot be run yet.
+        CohortError: samples lack gene expression where that is refused.
+        ConfigError: the kind cannot be run yet, or needs gene expression.
         FeatureError: more samples lack features than allowed.
         SplitError: no split, a leak, or a part that cannot be learnt from or scored.
         TableError: an id may mean several slides.
@@ -115,6 +129,7 @@ def prepare_task(
     _refuse_later(task)
     assert table.task_id == task.task_id
     samples, match, dropped = with_features(table, stores, max_missing)
+    samples = _with_genes(task, table, samples, genes, dropped)
     published = published_split and bool(table.folds)
     choice = SplitChoice(
         registry=registry, split=split, published=published, unassigned=unassigned,
@@ -124,8 +139,9 @@ def prepare_task(
     leaked = leaked_patients(table, samples, cut, allowed=published)
     if published:
         leaked |= seen_in_pretraining(samples, cut, registry)
-    needed = ("train", "val") if task.split_policy == "train_only" else PARTS
-    return _task_data(task, table, samples, cut, match, dropped, len(leaked), needed)
+    needed = _NEEDED.get(task.split_policy, PARTS)
+    data = _task_data(task, table, samples, cut, match, dropped, len(leaked), needed)
+    return _genes_added(data, genes)
 
 
 def prepare_external(
@@ -137,6 +153,7 @@ def prepare_external(
     internal: TaskData | None = None,
     published_split: bool = False,
     max_missing: float = 0.0,
+    genes: GeneReader | None = None,
 ) -> TaskData:
     """One fold of test alone, for the models of another task.
 
@@ -151,10 +168,11 @@ def prepare_external(
         internal: the task whose models are tested; shared patients are a leak.
         published_split: count leaks in place of refusing them.
         max_missing: as for `prepare_task`.
+        genes: as for `prepare_task`.
 
     Raises:
         ConfigError: the kind cannot be run yet, or the models are of other classes.
-        FeatureError, SplitError, TableError: as for `prepare_task`.
+        CohortError, FeatureError, SplitError, TableError: as for `prepare_task`.
     """
     _refuse_later(task)
     if internal is not None:
@@ -162,6 +180,7 @@ def prepare_external(
     _refuse_other_parts(table)
     assert table.task_id == task.task_id
     samples, match, dropped = with_features(table, stores, max_missing)
+    samples = _with_genes(task, table, samples, genes, dropped)
     parts = [("test" if _testable(place) else NO_PART) for place in _places(registry, samples)]
     source = "all of it is tested"
     if NO_PART in parts:
@@ -175,12 +194,36 @@ def prepare_external(
             f"{internal.task.task_id if internal else ''}; {len(shared):,} patients like this. "
             "Leave them out of one of the tables, or count them with --published-split."
         )
-    return _task_data(task, table, samples, cut, match, dropped, len(shared), ("test",))
+    data = _task_data(task, table, samples, cut, match, dropped, len(shared), ("test",))
+    return _genes_added(data, genes)
 
 
 def _refuse_later(task: Task) -> None:
     if task.comes_later:
         raise ConfigError(f"task {task.task_id}: {task.comes_later}. Leave it out.")
+
+
+def _with_genes(
+    task: Task,
+    table: LabelTable,
+    samples: list[Sample],
+    genes: GeneReader | None,
+    dropped: Counter[str],
+) -> list[Sample]:
+    """Of a fusion task the samples that have gene expression too; of others all."""
+    if not task.reads_genes:
+        return samples
+    if genes is None:
+        raise ConfigError(f"task {task.task_id}: {NEEDS_GENES}")
+    kept, left_out = genes.with_genes(table, samples)
+    dropped.update(left_out)
+    return kept
+
+
+def _genes_added(data: TaskData, genes: GeneReader | None) -> TaskData:
+    if genes is None or not data.task.reads_genes:
+        return data
+    return replace(data, genes=genes.of(data.samples))
 
 
 def _places(

@@ -65,6 +65,8 @@ def cut_folds(task: Task, table: LabelTable, samples: Sequence[Sample], choice: 
     cut = _cut(task, table, samples, choice)
     if task.split_policy == "train_only":
         cut = replace(cut, folds={name: _untested(p) for name, p in cut.folds.items()})
+    if task.split_policy == "test_fold":
+        return replace(cut, folds={name: _tested(p) for name, p in cut.folds.items()})
     folds = {}
     for name, parts in cut.folds.items():
         carve = "val" not in parts and "train" in parts
@@ -151,6 +153,9 @@ def _cut(task: Task, table: LabelTable, samples: Sequence[Sample], choice: Split
     if task.split_policy == "train_only":
         parts = {ONE_FOLD: ("train",) * len(samples)}
         return Cut(folds=parts, source="all of it trains", digest=_digest(samples, parts))
+    if task.split_policy == "test_fold":  # as the authors publish it: the test fold alone
+        parts = {ONE_FOLD: ("test",) * len(samples)}
+        return Cut(folds=parts, source="all of it is tested", digest=_digest(samples, parts))
     raise SplitError(
         f"{table.uri}: expected a part of every row, got neither a column of the table that says "
         f"it nor a split registry that knows its cases (task {task.task_id}: {task.split_policy}). "
@@ -250,6 +255,11 @@ def _refuse_seen(
 def _untested(parts: Sequence[str]) -> tuple[str, ...]:
     """Auxiliary tasks test nothing: what a registry keeps for tests stays unused."""
     return tuple(NO_PART if part == "test" else part for part in parts)
+
+
+def _tested(parts: Sequence[str]) -> tuple[str, ...]:
+    """Nothing is trained: the other parts stay unused."""
+    return tuple(part if part == "test" else NO_PART for part in parts)
 
 
 def _with_val(

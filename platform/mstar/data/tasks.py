@@ -58,14 +58,8 @@ SPLIT_POLICIES = {
     "train_only": "trains and validates the head of other tasks, tests nothing",
     "test_fold": "the test part of a labelled data set, nothing is trained",
 }
-LATER = {
-    "zero_shot": "zero-shot classification comes later: it needs text prompts, not a head",
-    "few_shot": "few-shot classification comes later: it needs prototypes picked by text",
-    "retrieval": "retrieval between slides and reports comes later",
-    "report_generation": "report generation comes later: it needs a decoder, not a head",
-    "fusion_survival": "fusion with gene expression comes later; the unimodal task can be run",
-}
-"""Kinds that are listed, and why they cannot be run yet."""
+LATER: dict[str, str] = {}
+"""Kinds that are listed and cannot be run yet, with the reason; all can."""
 
 _CLASSED = ("classification", "ordinal", "zero_shot", "few_shot")
 _SURVIVAL = ("survival", "fusion_survival")
@@ -158,6 +152,11 @@ class Task:
     def has_class_labels(self) -> bool:
         """Whether its label table holds one class a sample."""
         return self.kind in _CLASSED
+
+    @property
+    def reads_genes(self) -> bool:
+        """Whether its samples are slides and gene expression together."""
+        return self.kind == "fusion_survival"
 
     @property
     def comes_later(self) -> str:

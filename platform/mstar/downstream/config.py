@@ -12,10 +12,19 @@ from mstar.errors import ConfigError
 from mstar.storage.ids import slide_id_problem
 
 CLASSIFICATION, SURVIVAL = "classification", "survival"
-KINDS = {"classification": CLASSIFICATION, "ordinal": CLASSIFICATION, "survival": SURVIVAL}
-"""How each kind of task is trained; kinds that are not here come later."""
+KINDS = {
+    "classification": CLASSIFICATION,
+    "ordinal": CLASSIFICATION,
+    "survival": SURVIVAL,
+    "fusion_survival": SURVIVAL,
+}
+"""How each kind of task is trained; the others are run as `mstar.downstream.families` says."""
 
-SELECTION_METRICS = {CLASSIFICATION: "macro_auc", SURVIVAL: "c_index"}
+SELECTION_METRICS = {
+    CLASSIFICATION: "macro_auc",
+    SURVIVAL: "c_index",
+    "report_generation": "bleu_4",
+}
 """The validation score of each: higher is better, never bootstrapped."""
 
 
@@ -160,14 +169,14 @@ def training_kind(task_kind: str) -> str:
     """How tasks of a kind are trained."""
     if task_kind not in KINDS:
         raise ConfigError(
-            f"tasks of kind {task_kind} have no head to train yet: expected one of "
-            f"{', '.join(KINDS)}. Leave them out."
+            f"tasks of kind {task_kind} have no head to train: expected one of "
+            f"{', '.join(KINDS)}. `mstar sweep` runs the others."
         )
     return KINDS[task_kind]
 
 
-POOLED_HEADS = ("linear", "cox_linear", "knn", "prototype")
-"""Heads that see the mean of a bag alone: they are given the means, made once."""
+POOLED_HEADS = ("linear", "cox_linear", "knn", "prototype", "snn")
+"""Heads that see the mean of a bag at most: they are given the means, made once."""
 
 
 def paper_trial(head: str) -> TrialConfig:

@@ -56,13 +56,19 @@ def predict(
             f"head {fit.config.head}: expected features of {fit.input_dim} numbers, got "
             f"{source.dim}. Use the features of the encoder it was trained on."
         )
+    if fit.genes is not None and fit.genes != source.layout:
+        raise FeatureError(
+            f"head {fit.config.head}: expected the genes and groups that it was trained with "
+            f"({fit.genes.genes:,} genes), got others, or none. Use the same expression and "
+            "signature table."
+        )
     head, pooled = make_head(fit, source.device), is_pooled(fit)
     plan = evaluation_batches(source.sizes(places, pooled=pooled))
     on = fit.config.precision == "bfloat16"
     outputs = []
     with torch.no_grad(), torch.autocast(source.device.type, torch.bfloat16, enabled=on):
         for batch in source.batches(places, plan, pooled=pooled):
-            outputs.append(scores_of(head(batch.x, batch.offsets).logits, fit.scores))
+            outputs.append(scores_of(batch.through(head).logits, fit.scores))
     return np.concatenate(outputs)
 
 
@@ -93,6 +99,20 @@ class SealedTest:
         Raises:
             TrainingError: it was opened with another model.
         """
+        self.seal(fit)
+        return Scored(
+            fold=self._fold,
+            seed=self._seed,
+            part=part_of(self._data, "test", self._places),
+            scores=predict(fit, self._source, self._places),
+        )
+
+    def seal(self, fit: FitResult) -> None:
+        """Note who looks at the test part, for those who score it in their own way.
+
+        Raises:
+            TrainingError: another model was there before.
+        """
         digest = model_digest(fit)
         before = self._record(digest)
         if before != digest:
@@ -102,12 +122,6 @@ class SealedTest:
                 "validation: choose another --out for another choice, and say that you looked "
                 "twice."
             )
-        return Scored(
-            fold=self._fold,
-            seed=self._seed,
-            part=part_of(self._data, "test", self._places),
-            scores=predict(fit, self._source, self._places),
-        )
 
     def _record(self, digest: str) -> str:
         """The model that opens it: this one, if it is the first."""
@@ -179,7 +193,7 @@ def evaluate_external(
     study = study or Study(
         task_id=data.task.task_id, encoder=first["study"]["encoder"], head=first["study"]["head"]
     )
-    source, places = BagSource(bags, device), data.folds[0].test
+    source, places = BagSource(bags, device, data.genes), data.folds[0].test
     part = part_of(data, "test", places)
     scored = [
         Scored(

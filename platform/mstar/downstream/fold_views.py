@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from mstar.data.task_data import TaskData
-from mstar.downstream.config import CLASSIFICATION, SURVIVAL, Protocol, training_kind
+from mstar.downstream.config import CLASSIFICATION, KINDS, SURVIVAL, Protocol
 from mstar.downstream.statistics.evaluated import Evaluated
 from mstar.errors import TrainingError
 
@@ -52,7 +52,7 @@ class Part:
         return Evaluated(
             patients=self.patients,
             scores=scores,
-            labels=None if survival else self.labels,
+            labels=self.labels if training == CLASSIFICATION else None,
             times=self.times if survival else None,
             events=self.events if survival else None,
             follow_up=follow_up,
@@ -65,7 +65,7 @@ class Part:
 class FoldView:
     """One fold as training sees it.
 
-    training: classification or survival.
+    training: classification or survival; of other kinds of task the kind.
     num_classes: of the task, whatever the part holds; 0 in survival tasks.
     select: the samples that choose epoch and configuration.
     bin_times, bin_events: what the protocol cuts survival bins from.
@@ -88,7 +88,7 @@ class FoldView:
 
 def view_fold(data: TaskData, fold: int, protocol: Protocol) -> FoldView:
     """A fold as the protocol lets training see it."""
-    training, cut = training_kind(data.task.kind), data.folds[fold]
+    training, cut = KINDS.get(data.task.kind, data.task.kind), data.folds[fold]
     if not len(cut.train) or not len(cut.val):
         raise TrainingError(
             f"task {data.task.task_id}, fold {cut.name}: expected samples to train and to validate "

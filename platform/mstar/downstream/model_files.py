@@ -23,7 +23,7 @@ from mstar.config import to_dict, to_json
 from mstar.downstream.config import POOLED_HEADS, TrialConfig
 from mstar.downstream.trainer import EpochRow, FitResult
 from mstar.errors import WeightsError
-from mstar.models.heads import build_head
+from mstar.models.heads import GeneLayout, build_head
 from mstar.storage import objects
 
 SCHEMA_VERSION = 1
@@ -70,6 +70,7 @@ def load_fit(uri: str) -> SavedModel:
         tensors, described = _read(uri)
         config = TrialConfig(**described["fit"].pop("config"))
         history = tuple(EpochRow(**row) for row in described["fit"].pop("history"))
+        genes = _layout(described["fit"].pop("genes", None))
     except FileNotFoundError as error:
         raise WeightsError(f"{uri}: no such model. Give the folder of a finished study.") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -79,7 +80,12 @@ def load_fit(uri: str) -> SavedModel:
     scores = tensors.pop(_SELECT).numpy()
     state = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items()}
     fit = FitResult(
-        **described["fit"], config=config, history=history, best_state=state, select_scores=scores
+        **described["fit"],
+        config=config,
+        history=history,
+        genes=genes,
+        best_state=state,
+        select_scores=scores,
     )
     return SavedModel(uri=uri, fit=fit, facts=described["facts"])
 
@@ -95,6 +101,7 @@ def make_head(fit: FitResult, device: torch.device | str = "cpu") -> nn.Module:
         fit.config.head_options,
         input_dim=fit.input_dim,
         num_outputs=fit.num_outputs,
+        genes=fit.genes,
     )
     head.load_state_dict(fit.best_state)
     return head.to(device).eval()
@@ -122,7 +129,13 @@ def _description(fit: FitResult) -> dict[str, Any]:
     values["history"] = [asdict(row) for row in fit.history]
     if not fit.best_state:
         values["best_score"] = None  # JSON has no infinity
-    return {**values, "config": to_dict(fit.config)}
+    genes = None if fit.genes is None else to_dict(fit.genes)
+    return {**values, "genes": genes, "config": to_dict(fit.config)}
+
+
+def _layout(found: Mapping[str, Any] | None) -> GeneLayout | None:
+    """What a head that reads genes was built for, from JSON."""
+    return None if found is None else GeneLayout(**{**found, "groups": tuple(found["groups"])})
 
 
 def _read(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

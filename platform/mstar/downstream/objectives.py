@@ -3,6 +3,8 @@
 CrossEntropy    logits per class           scores: probabilities
 DiscreteTime    logits per time interval   score: minus the summed survival, higher is worse
 Cox             one log hazard ratio       score: itself
+
+What is judged by measures of each sample (`report_generation`) brings its own.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from mstar.losses.classification import class_weights, cross_entropy
 from mstar.losses.survival import bin_edges, cox_nll, discrete_nll, discrete_risk, time_bins
 from mstar.models.heads import head_spec
 
-SCORES = ("softmax", "discrete", "cox")
+SCORES = ("softmax", "discrete", "cox", "measures")
 
 
 @runtime_checkable
@@ -148,7 +150,7 @@ def check_config(view: FoldView, config: TrialConfig) -> None:
 
 
 def scores_of(logits: Float[Tensor, "bag out"], scores: str) -> Float[np.ndarray, "bag score"]:
-    """Logits as the numbers of prediction files: class probabilities, or one risk."""
+    """Logits as the numbers of prediction files: class probabilities, one risk, or measures."""
     assert scores in SCORES
     wide = logits.detach().float()
     if scores == "softmax":

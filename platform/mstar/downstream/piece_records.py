@@ -34,7 +34,7 @@ def mean_scores(predictions: Mapping[str, str]) -> dict[str, float]:
     found = {}
     for part, uri in predictions.items():
         read = read_predictions(uri)
-        metric = SELECTION_METRICS[read.facts.kind]
+        metric = SELECTION_METRICS.get(read.facts.kind, read.facts.metric)
         value = float(np.mean([value_of(metric, one) for one in evaluated_parts(read)]))
         if math.isfinite(value):
             found[f"{part}_{metric}"] = value

@@ -8,13 +8,15 @@ import logging
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mstar.config import to_dict
 from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags, load_bags
 from mstar.downstream.config import Study, TrialConfig, find_protocol
 from mstar.downstream.evaluate import evaluate_external
+from mstar.downstream.families import FamilyJob, FamilySources, method_options
+from mstar.downstream.family_files import conclude_family
 from mstar.downstream.figures import figure_png, study_figures
 from mstar.downstream.model_files import load_fit, save_fit
 from mstar.downstream.piece_records import (
@@ -35,6 +37,7 @@ from mstar.downstream.trainer import FitResult
 from mstar.errors import MstarError
 from mstar.features.store import FeatureStore
 from mstar.storage import objects
+from mstar.training.code_version import refuse_other_code
 
 log = logging.getLogger("mstar.sweep")
 
@@ -49,6 +52,8 @@ class WorkerSettings:
     stores: encoder → addresses of its feature stores.
     cache_dir: for packed bags; None: shared memory, or the node's cache.
     figures: draw those of the winner.
+    sources, options: of families (`families`): what they are given, and `--option` words.
+    seeds: of families; pieces of heads bring their own.
     """
 
     out: str
@@ -57,6 +62,9 @@ class WorkerSettings:
     device: str = "cpu"
     cache_dir: str | None = None
     figures: bool = True
+    sources: FamilySources = field(default_factory=FamilySources)
+    options: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (1,)
 
 
 class PieceWorker:
@@ -72,6 +80,9 @@ class PieceWorker:
         """Do a piece; whatever goes wrong is in the answer."""
         fits: list[FitRecord] = []
         try:
+            refuse_other_code()
+            if piece.work == "family":
+                return Answer(concluded=self._family(piece))
             data, bags, source = self._loaded(piece)
             if piece.work == "external":
                 return Answer(concluded=self._external(piece, data, bags))
@@ -99,7 +110,11 @@ class PieceWorker:
             roots = self._settings.stores[piece.study.encoder]
             stores = [FeatureStore.open(root) for root in roots]
             bags = load_bags(data.samples, stores, cache_root=self._settings.cache_dir)
-            self._kept[piece.data_key] = (data, bags, BagSource(bags, self._settings.device))
+            self._kept[piece.data_key] = (
+                data,
+                bags,
+                BagSource(bags, self._settings.device, data.genes),
+            )
         self._kept.move_to_end(piece.data_key)
         return self._kept[piece.data_key]
 
@@ -214,6 +229,25 @@ class PieceWorker:
             figures=self._figures(result.folder, result.predictions.get("test")),
             scores=mean_scores(result.predictions),
             facts=data_facts(data, bags),
+        )
+
+    def _family(self, piece: Piece) -> Concluded:
+        data, settings = self._fetch(piece.data_key), self._settings
+        models_of = study_folder(settings.out, piece.models_of) if piece.models_of else ""
+        return conclude_family(
+            FamilyJob(
+                study=piece.study,
+                data=data,
+                roots=settings.stores[piece.study.encoder],
+                folder=study_folder(settings.out, piece.study),
+                options=method_options(data.task.kind, piece.study.head, settings.options),
+                sources=settings.sources,
+                seeds=settings.seeds,
+                models_of=models_of,
+                device=settings.device,
+                cache_dir=settings.cache_dir,
+                figures=settings.figures,
+            )
         )
 
     def _external(self, piece: Piece, data: TaskData, bags: PackedBags) -> Concluded:

@@ -1,7 +1,8 @@
 """The work of a sweep in pieces that travel: a piece is one Tune trial, an answer what it gave.
 
 A piece trains a population of configurations of one study on some folds and seeds, or concludes a
-study, or scores an external task with the models of an internal one. How a study is cut into pieces
+study, or scores an external task with the models of an internal one, or runs a study of a family
+(`families`) whole. How a study is cut into pieces
 changes no number: a configuration gives the same in a population as alone.
 """
 
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from mstar.downstream.config import Study, TrialConfig
 
-Work = Literal["fit", "conclude", "external"]
+Work = Literal["fit", "conclude", "external", "family"]
 Run = tuple[int, int]  # position of the fold, seed
 MAX_ATTEMPTS = 2  # a worker that dies may have had bad luck, once
 

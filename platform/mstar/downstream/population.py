@@ -37,6 +37,7 @@ class EpochScores:
 
 
 OnEpoch = Callable[[EpochScores], Sequence[bool]]
+MakeFit = Callable[[FoldView, BagSource, TrialConfig, int], Fit]
 
 
 def train_population(
@@ -51,6 +52,7 @@ def train_population(
     on_epoch: OnEpoch | None = None,
     source: BagSource | None = None,
     fused: bool | None = None,
+    make_fit: MakeFit = Fit,
 ) -> list[FitResult]:
     """Train configurations on one fold with one seed; the test part is not looked at.
 
@@ -65,16 +67,17 @@ def train_population(
         on_epoch: after each epoch, whether each configuration goes on.
         source: of the same bags, to be used again (a GPU then keeps them).
         fused: step equal heads as one (`fused`); by default on a GPU, not on a CPU.
+        make_fit: of what is no head with a loss on its logits, its own kind of `Fit`.
 
     Raises:
         ConfigError: a configuration does not fit the task.
     """
     assert bags.ids == tuple(sample.case_id for sample in data.samples)
     view = view_fold(data, fold, protocol)
-    source = source or BagSource(bags, device)
+    source = source or BagSource(bags, device, data.genes)
     with torch.random.fork_rng():
         settled = [protocol.settled(config, view.training) for config in configs]
-        fits = [Fit(view, source, config, seed) for config in settled]
+        fits = [make_fit(view, source, config, seed) for config in settled]
         epoch = 0
         while any(fit.alive for fit in fits):
             alive = [fit for fit in fits if fit.alive]

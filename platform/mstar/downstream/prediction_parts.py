@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from mstar.downstream.config import CLASSIFICATION, SURVIVAL
 from mstar.downstream.predictions import Predictions
 from mstar.downstream.statistics.evaluated import Evaluated
 
@@ -14,12 +15,13 @@ def evaluated_parts(predictions: Predictions) -> list[Evaluated]:
     Raises:
         TrainingError: scores are not finite.
     """
-    facts, survival = predictions.facts, predictions.facts.kind == "survival"
+    facts = predictions.facts
+    survival, classes = facts.kind == SURVIVAL, facts.kind == CLASSIFICATION
     return [
         Evaluated(
             patients=tuple(predictions.patient[row] for row in rows.tolist()),
             scores=predictions.scores[rows].astype(np.float64),
-            labels=None if survival else predictions.label[rows].astype(np.int64),
+            labels=predictions.label[rows].astype(np.int64) if classes else None,
             times=predictions.time_months[rows] if survival else None,
             events=predictions.event[rows] if survival else None,
             follow_up=float(facts.follow_up.get(fold, np.inf)),

@@ -6,9 +6,10 @@ One Parquet file per study and part. Columns:
     fold, seed                   text, integer
     part                         text     val, test or external
     case_id, patient, slides     text     `patient` is the unit of resampling; slides joined by `;`
-    label                        int32    class code, null in survival tasks
+    label                        int32    class code, null in tasks without classes
     time_months, event           float64, bool   null in classification tasks
-    scores                       list<float32>   class probabilities, or one risk (higher: worse)
+    scores                       list<float32>   class probabilities; one risk (higher: worse); or
+                                         measures of the sample (retrieval, report generation)
 
 Everything else lies in the file's metadata as JSON under `mstar` (see `PredictionFacts`).
 Intervals, tests and curves are computed from these files and nothing else.
@@ -53,7 +54,8 @@ SCHEMA = pa.schema(
 class PredictionFacts:
     """What made the predictions.
 
-    kind: classification or survival.
+    kind: classification or survival; or retrieval, report_generation: scores are then measures of
+        each sample (`mstar.downstream.statistics.measured`).
     metric: the task's own.
     data_source: real or generated.
     class_names: in label order; empty in survival tasks.
@@ -91,7 +93,8 @@ class PredictionFacts:
 class Predictions:
     """The predictions of one study on one part; one row per (fold, seed, sample).
 
-    label: NO_LABEL in survival tasks; time_months: NaN and event: False in classification tasks.
+    label: NO_LABEL in tasks without classes; time_months: NaN and event: False in those without
+        times.
     """
 
     task: str
@@ -128,11 +131,12 @@ class Predictions:
     def evaluated(self) -> list[Evaluated]:
         """Each model's rows as metrics take them, in the order of the file."""
         survival = self.facts.kind == "survival"
+        classes = self.facts.kind == "classification"
         return [
             Evaluated(
                 patients=tuple(self.patient[row] for row in rows.tolist()),
                 scores=self.scores[rows],
-                labels=None if survival else self.label[rows],
+                labels=self.label[rows] if classes else None,
                 times=self.time_months[rows] if survival else None,
                 events=self.event[rows] if survival else None,
                 follow_up=self.facts.follow_up.get(fold, float("inf")),

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from mstar.data.bag_rows import sample_rows
+from mstar.data.task_genes import TaskGenes
 from mstar.downstream.bags import PackedBags
 from mstar.downstream.config import POOLED_HEADS, TrialConfig
+from mstar.models.heads import GeneHead, GeneLayout, GroupedGenes, HeadOutput
 from mstar.training.seeds import seed_of
 
 EVALUATION_ROWS = 8192  # rows packed into one evaluation step; a larger bag is a step of its own
@@ -51,12 +53,20 @@ class Batch:
     rows: positions in the part that the bags are of.
     x: valid until the next batch is asked for.
     offsets: on the CPU, so that nobody has to wait for a GPU to know the sizes.
+    genes: of the bags' cases, in fusion tasks; heads that read none do not see them.
     """
 
     step: int
     rows: Int64[Tensor, " bag"]
     x: Float[Tensor, "row dim"]
     offsets: Int64[Tensor, " edge"]
+    genes: GroupedGenes | None = None
+
+    def through(self, head: nn.Module, labels: Int64[Tensor, " bag"] | None = None) -> HeadOutput:
+        """What a head says about the batch."""
+        more = (self.genes,) if isinstance(head, GeneHead) else ()
+        output: HeadOutput = head(self.x, self.offsets, labels, *more)
+        return output
 
 
 def training_batches(
@@ -92,13 +102,21 @@ def evaluation_batches(sizes: Int64[np.ndarray, " bag"]) -> list[Int64[np.ndarra
 class BagSource:
     """Gives batches of some bags, on one device."""
 
-    def __init__(self, bags: PackedBags, device: torch.device | str = "cpu") -> None:
-        """Bags that fit are copied to a GPU once."""
+    def __init__(
+        self,
+        bags: PackedBags,
+        device: torch.device | str = "cpu",
+        genes: TaskGenes | None = None,
+    ) -> None:
+        """Bags that fit are copied to a GPU once; gene expression (`TaskData.genes`) always."""
         self.device = torch.device(device)
         self.ids, self.dim = bags.ids, bags.dim
         self._offsets, self._x = bags.offsets, torch.from_numpy(np.asarray(bags.x))
         self._buffer = torch.empty(0, bags.dim)
         self._means: Tensor | None = None
+        self.layout: GeneLayout | None = None
+        if genes is not None:
+            self._read_genes(genes)
         if self.device.type == "cuda" and _fits(self._x, self.device):
             self._x = self._x.to(self.device)
 
@@ -136,7 +154,31 @@ class BagSource:
             else:
                 x, sizes = self._packed(taken, max_patches, draw)
             offsets = torch.tensor([0, *np.cumsum(sizes).tolist()])
-            yield Batch(step=step, rows=torch.from_numpy(rows), x=x, offsets=offsets)
+            yield Batch(
+                step=step,
+                rows=torch.from_numpy(rows),
+                x=x,
+                offsets=offsets,
+                genes=self._genes_of(taken),
+            )
+
+    def genes_at(self, places: Int64[np.ndarray, " bag"]) -> Float[Tensor, "bag gene"]:
+        """Logarithmic gene expression of some bags' cases."""
+        assert self.layout is not None
+        found: Tensor = self._genes[torch.from_numpy(places).to(self.device)]
+        return found
+
+    def _read_genes(self, genes: TaskGenes) -> None:
+        values = genes.values()
+        self._genes = torch.from_numpy(values).to(self.device)
+        self._columns = tuple(torch.from_numpy(own).to(self.device) for own in genes.columns)
+        sizes = tuple(len(own) for own in genes.columns)
+        self.layout = GeneLayout(genes=values.shape[1], groups=sizes, digest=genes.layout)
+
+    def _genes_of(self, taken: Int64[np.ndarray, " bag"]) -> GroupedGenes | None:
+        if self.layout is None:
+            return None
+        return GroupedGenes(values=self.genes_at(taken), columns=self._columns)
 
     def means(self) -> Float[Tensor, "bag dim"]:
         """The mean of every bag, made once."""

@@ -21,17 +21,27 @@ from mstar.downstream.config import (
     paper_trial,
     training_kind,
 )
+from mstar.downstream.families import (
+    FAMILIES,
+    check_task,
+    find_methods,
+    method_options,
+    missing_sources,
+)
+from mstar.downstream.family_sources import fingerprint_sources
+from mstar.downstream.gene_flags import gene_reader
 from mstar.downstream.spaces import OPTION, Space, load_space, make_trial
 from mstar.downstream.study_run import StudyPlan
 from mstar.downstream.sweep_config import SweepConfig
 from mstar.downstream.task_survey import SurveySettings, TaskState, survey_tasks
 from mstar.downstream.tasks_job import own_tables, parse_features, split_registry
-from mstar.errors import ConfigError
+from mstar.errors import ConfigError, MstarError
 from mstar.features.store import FeatureStore
 from mstar.models.heads import head_spec
 from mstar.storage import objects
 
 HEAD_WORK = {"linear": 0.05, "cox_linear": 0.05, "knn": 0.05, "prototype": 0.05}
+HEAD_WORK |= {"snn": 0.05, "motcat": 2.0, "cmta": 4.0}
 HEAD_WORK |= {"clam_sb": 1.5, "clam_mb": 1.5, "transmil": 4.0, "transmil_plus": 4.0}
 """Work of a head per patch, ABMIL's being 1: for the order of studies, so roughly."""
 
@@ -132,6 +142,7 @@ def _survey(
         split=read_split(config.cohort, config.split) if config.split else None,
         published=frozenset(task.task_id for task in known.select(config.published_split)),
         max_missing=config.max_missing,
+        genes=gene_reader(config, config.cohort),
     )
     ids = {name: encoder.sizes.keys() for name, encoder in encoders.items()}
     return survey_tasks(chosen, known, find_label_tables(config.labels), ids, settings)
@@ -190,13 +201,14 @@ def _studies(
     spaces: Mapping[str, Space],
     key: str,
 ) -> tuple[list[StudyPlan], list[LeftOut]]:
+    if data.task.kind in FAMILIES:
+        return _family_studies(config, data, encoder, key)
     training, protocol = training_kind(data.task.kind), find_protocol(config.protocol)
     settings = _settings(data, encoder, protocol)
     plans, left_out = [], []
     for head, space in spaces.items():
         study = Study(task_id=data.task.task_id, encoder=encoder.name, head=head)
-        if training not in head_spec(head).kinds:
-            reason = f"head {head} is not for {training} tasks"
+        if reason := _unfit(head, training, data):
             left_out.append(
                 LeftOut(task=study.task_id, encoder=encoder.name, head=head, reason=reason)
             )
@@ -220,6 +232,59 @@ def _studies(
     return plans, left_out
 
 
+def _unfit(head: str, training: str, data: TaskData) -> str:
+    """Why a head cannot be used for a task; empty when it can."""
+    spec = head_spec(head)
+    if training not in spec.kinds:
+        return f"head {head} is not for {training} tasks"
+    if spec.genes and data.genes is None:
+        return f"head {head} reads gene expression, which {data.task.kind} tasks do not have"
+    if spec.genes == "groups" and data.genes is not None and not data.genes.groups:
+        return f"head {head} reads genes in groups: give --signatures"
+    return ""
+
+
+def _family_studies(
+    config: SweepConfig, data: TaskData, encoder: Encoder, key: str
+) -> tuple[list[StudyPlan], list[LeftOut]]:
+    """The studies of a task that trains no head, one a method."""
+    kind, protocol = data.task.kind, find_protocol(config.protocol)
+    of_task = {"task": data.task.task_id, "encoder": encoder.name}
+    methods = find_methods(kind, config.methods)
+    if missing := missing_sources(kind, config.sources):
+        return [], [LeftOut(**of_task, reason=missing)]
+    if not methods:
+        reason = f"--methods names none of {', '.join(FAMILIES[kind].methods)}"
+        return [], [LeftOut(**of_task, reason=reason)]
+    plans, left_out = [], []
+    for method in methods:
+        study = Study(task_id=data.task.task_id, encoder=encoder.name, head=method)
+        try:
+            options = method_options(kind, method, config.option)
+            check_task(kind, data.task, config.sources, options, data)
+        except MstarError as error:
+            left_out.append(LeftOut(**of_task, head=method, reason=str(error), refused=True))
+            continue
+        given = [options, fingerprint_sources(kind, config.sources)]
+        internal = data.task.trained_on
+        plans.append(
+            StudyPlan(
+                study=study,
+                data_key=key,
+                settings=fingerprint([_settings(data, encoder, protocol), given]),
+                folds=tuple(fold.name for fold in data.folds),
+                seeds=tuple(range(1, config.seeds + 1)),
+                size=_size(data, encoder) * (1.0 if internal else FAMILIES[kind].work),
+                protocol=protocol,
+                space=Space(),
+                budgets=(1,),
+                models_of=dataclasses.replace(study, task_id=internal) if internal else None,
+                family=kind,
+            )
+        )
+    return plans, left_out
+
+
 def budgets(space: Space, head: str, training: str, protocol: Protocol) -> tuple[int, ...]:
     """Epochs of each round; one round where the protocol fixes the epochs."""
     if training == CLASSIFICATION and protocol.classification_epochs and head_spec(head).trained:
@@ -235,7 +300,10 @@ def _settings(data: TaskData, encoder: Encoder, protocol: Protocol) -> str:
             parts.update(fold.name.encode() + np.ascontiguousarray(places).tobytes() + b"|")
     used = {s: encoder.sizes.get(s, 0) for sample in data.samples for s in sample.slides}
     features = [encoder.stores, sorted(used.items())]
-    return fingerprint([data.digest, data.split_digest, parts.hexdigest(), features, protocol])
+    genes = [] if data.genes is None else [data.genes.digest]
+    return fingerprint(
+        [data.digest, data.split_digest, parts.hexdigest(), features, protocol, *genes]
+    )
 
 
 def _size(data: TaskData, encoder: Encoder) -> float:

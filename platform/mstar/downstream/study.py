@@ -77,7 +77,7 @@ def run_study(
     found = read_study(folder, study, settings)
     if found is not None:
         return found
-    source = BagSource(bags, device)
+    source = BagSource(bags, device, data.genes)
     fits: list[list[FitResult]] = [[] for _ in configs]
     for fold, seed in product(range(len(data.folds)), seeds):
         uris = [_fit_uri(folder, data, bags, c, fold, seed, protocol) for c in configs]
@@ -148,7 +148,7 @@ def conclude_study(
     chosen = int(np.argmax(means))
     if means[chosen] == float("-inf"):
         raise TrainingError(f"study {study.key}: every configuration failed: {failed[0]}")
-    source = source or BagSource(bags, device)
+    source = source or BagSource(bags, device, data.genes)
     runs = list(product(range(len(data.folds)), seeds))
     facts = study_facts(data, bags, protocol, fits[chosen], runs, source, trials or len(configs))
     models = []

@@ -64,6 +64,7 @@ def study_facts(
             "split_source": data.split_source,
             "label_source": data.label_source,
             "unit": data.task.unit,
+            **({} if data.genes is None else {"genes": dict(data.genes.facts)}),
         },
     )
 

@@ -67,7 +67,8 @@ def study_settings(
 
 def digests(data: TaskData, bags: PackedBags) -> dict[str, str]:
     """What the data were, equal on every machine."""
-    return {"labels": data.digest, "splits": data.split_digest, "features": bags.digest}
+    found = {"labels": data.digest, "splits": data.split_digest, "features": bags.digest}
+    return found if data.genes is None else {**found, "genes": data.genes.digest}
 
 
 def read_study(

@@ -37,6 +37,7 @@ class StudyPlan:
     budgets: epochs of the rounds, as the protocol has them.
     samples: configurations, in the space's place; 0 leaves that.
     models_of: of an external task: the study whose models are tested.
+    family: kind of task that is run as a family (`families`), whole; empty: heads are trained.
     """
 
     study: Study
@@ -50,12 +51,19 @@ class StudyPlan:
     budgets: tuple[int, ...]
     samples: int = 0
     models_of: Study | None = None
+    family: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is one piece of work, without configurations that compete."""
+        return self.models_of is not None or bool(self.family)
 
     @property
     def digest(self) -> str:
         """Of all that decides who wins."""
         parts = [self.settings, self.space, self.budgets, self.samples, self.seeds, self.models_of]
-        return fingerprint([*parts, self.folds, self.protocol])
+        family = [self.family] if self.family else []
+        return fingerprint([*parts, self.folds, self.protocol, *family])
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -132,8 +140,9 @@ class StudyRun:
         """All that can be worked on now, in pieces of about a cost."""
         if self.done:
             return []
-        if self.plan.models_of is not None:
-            return [] if self.waiting_for else [self._piece("external", cost=self.total_cost)]
+        if self.plan.whole:
+            work = "family" if self.plan.family else "external"
+            return [] if self.waiting_for else [self._piece(work, cost=self.total_cost)]
         if self._round is None:
             return [self._conclusion()]
         pieces = self._round_pieces(self._round, target)
@@ -164,7 +173,7 @@ class StudyRun:
 
     def _advance(self) -> None:
         """Past all rounds that are known already."""
-        if self.plan.models_of is not None or self.failed:
+        if self.plan.whole or self.failed:
             return
         while True:
             if self._round is None:
@@ -261,6 +270,8 @@ class StudyRun:
         return self.plan.size * (config.epochs + _EVERY_EPOCH)
 
     def _total_cost(self) -> float:
+        if self.plan.family:
+            return self.plan.size
         if self.plan.models_of is not None:
             return self.plan.size * 0.1
         per_run = sum(

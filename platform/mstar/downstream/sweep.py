@@ -93,6 +93,9 @@ def _work(config: SweepConfig, plan: SweepPlan, journal: Journal) -> Schedule:
                 device="cuda" if slots.gpus else "cpu",
                 cache_dir=config.cache_dir,
                 figures=config.figures,
+                sources=config.sources,
+                options=config.option,
+                seeds=tuple(range(1, config.seeds + 1)),
             )
             with _shared_bags_dropped(config):
                 run_pieces(schedule, plan.tasks, settings, slots, on_answer=progress.show)

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mstar.data.task_registry import ALL, DEFAULT
+from mstar.downstream.families import PAPER, FamilySources, check_methods, is_method
+from mstar.downstream.gene_flags import GeneFlags
 from mstar.errors import ConfigError
-from mstar.models.heads import HEADS, head_config, head_spec
+from mstar.models.heads import FUSION_HEADS, HEADS, head_config, head_spec
 
+FUSION_ARMS = "abmil", "snn"
+"""What fusion is compared with: slides alone, genes alone."""
 _TRUTHS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(GeneFlags):
     """Train and test heads on many tasks with the features of one encoder or more."""
 
     labels: str
@@ -29,7 +33,23 @@ class SweepConfig:
 
     heads: tuple[str, ...] = ("abmil",)
     """MIL heads, or all: linear, knn, prototype, abmil, abmil_gated, clam_sb, clam_mb, dsmil,
-    transmil, transmil_plus, cox_linear. A head that is not for a task's kind is left out there."""
+    transmil, transmil_plus, cox_linear; with gene expression snn, mcat, porpoise, motcat, cmta;
+    fusion = the last four and their arms abmil (slides alone) and snn (genes alone). A head that is
+    not for a task's kind is left out there."""
+
+    methods: tuple[str, ...] = (PAPER,)
+    """Of tasks that train no head: paper = the paper's, all, or mi_zero, slide_text, slide_rna,
+    few_prototype, few_linear, few_abmil, histgen. Of a task's kind those that it has are run."""
+
+    stage1: str = ""
+    """Folder that `mstar stage1 --out` wrote: zero-shot and retrieval take its encoders."""
+
+    stage2: str = ""
+    """Folder that `mstar stage2 --out` wrote: mi_zero takes its projection; empty: the tokens of
+    the aggregator, which the projection imitates."""
+
+    prompts: str = ""
+    """Folder of prompts, <task_id>.json or .csv, or one such file; empty: the package's own."""
 
     encoders: tuple[str, ...] = ()
     """Labels of `features` to take; empty: all of them."""
@@ -42,7 +62,8 @@ class SweepConfig:
     """Configurations of each study, in place of the space's number; 0 leaves that."""
 
     option: tuple[str, ...] = ()
-    """Options of heads for all configurations, head.name=value: transmil_plus.aggregator=A."""
+    """Options of heads for all configurations, head.name=value: transmil_plus.aggregator=A; and of
+    methods: mi_zero.top=10."""
 
     seeds: int = 1
     """Runs with the seeds 1, 2, …: 1 for parity with the paper, 10 for claims."""
@@ -53,7 +74,8 @@ class SweepConfig:
 
     cohort: str = ""
     """Cohort folder whose split registry (splits.csv) the tasks are cut from; empty: the label
-    tables say which part a row is in."""
+    tables say which part a row is in. Its reports and RNA are what retrieval and report generation
+    take, so these two need it."""
 
     split: str = ""
     """Name of a further split of the cohort (splits/NAME.csv) in the registry's place."""
@@ -110,6 +132,7 @@ class SweepConfig:
             raise ConfigError(f"--max-missing {self.max_missing:g}: expected 0 up to below 1.")
         if self.split and not self.cohort:
             raise ConfigError("--split: expected --cohort too, the folder that it lies in.")
+        check_methods(self.methods)
         options = self.head_options
         if "transmil_plus" in self.head_names and not options["transmil_plus"].get("aggregator"):
             raise ConfigError(
@@ -125,8 +148,16 @@ class SweepConfig:
             raise ConfigError("--heads: expected a head or more, got none.")
         given = any(word.startswith("transmil_plus.aggregator=") for word in self.option)
         every = [name for name in HEADS if given or name != "transmil_plus"]
-        names = [one for word in words for one in (every if word == "all" else [word])]
+        groups = {"all": every, "fusion": [*FUSION_HEADS, *FUSION_ARMS]}
+        names = [one for word in words for one in groups.get(word, [word])]
         return tuple(dict.fromkeys(head_spec(name).name for name in names))
+
+    @property
+    def sources(self) -> FamilySources:
+        """What families are given (`families`)."""
+        return FamilySources(
+            cohort=self.cohort, stage1=self.stage1, stage2=self.stage2, prompts=self.prompts
+        )
 
     @property
     def head_options(self) -> Mapping[str, dict[str, Any]]:
@@ -135,6 +166,8 @@ class SweepConfig:
         for word in self.option:
             path, mark, text = word.partition("=")
             head, dot, name = path.partition(".")
+            if mark and dot and is_method(head):
+                continue
             if not mark or not dot or head not in options:
                 raise ConfigError(
                     f"--option {word}: expected head.name=value with a head of this sweep "

@@ -21,7 +21,7 @@ def plan_lines(config: SweepConfig, plan: SweepPlan) -> list[str]:
     """What will be done."""
     studies = plan.studies
     tasks = {study.study.task_id for study in studies}
-    trained = [study for study in studies if study.models_of is None]
+    trained = [study for study in studies if not study.whole]
     trials = sum((s.samples or s.space.samples) if s.space.search else 1 for s in trained)
     lines = [
         f"sweep: {len(studies):,} studies ({len(tasks):,} tasks x {len(plan.encoders)} encoders x "

@@ -10,12 +10,13 @@ from typing import Literal
 from mstar.data.label_tables import LabelTable, read_label_table
 from mstar.data.splits.registry import SplitRegistry
 from mstar.data.splits.schemes import Split
-from mstar.data.task_data import TaskData, prepare_external, prepare_task
+from mstar.data.task_data import NEEDS_GENES, TaskData, prepare_external, prepare_task
+from mstar.data.task_genes import GeneReader
 from mstar.data.task_registry import TaskRegistry
 from mstar.data.tasks import Task
 from mstar.errors import MstarError
 
-State = Literal["ready", "no labels", "later", "refused"]
+State = Literal["ready", "no labels", "no genes", "later", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class SurveySettings:
     max_missing: float = 0.0
     val_share: float = 0.1
     seed: int = 0
+    genes: GeneReader | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ def _state(
         table = read_label_table(tables[task.task_id], task)
     except MstarError as error:
         return TaskState(task=task, state="refused", reason=str(error))
+    if task.reads_genes and settings.genes is None:
+        return TaskState(task=task, state="no genes", reason=NEEDS_GENES, table=table)
     internal = before.get(task.trained_on or "")
     if internal is not None and internal.state != "ready":
         reason = f"needs the head of {internal.task.task_id}: {internal.reason}"
@@ -125,6 +129,7 @@ def _prepared(
             internal=internal.data.get(encoder) if internal else None,
             published_split=published,
             max_missing=settings.max_missing,
+            genes=settings.genes,
         )
     return prepare_task(
         task,
@@ -136,4 +141,5 @@ def _prepared(
         max_missing=settings.max_missing,
         val_share=settings.val_share,
         seed=settings.seed,
+        genes=settings.genes,
     )

@@ -18,6 +18,7 @@ from mstar.data.splits.schemes import read_split
 from mstar.data.task_data import store_ids
 from mstar.data.task_registry import ALL, DEFAULT, REGISTRIES, TaskRegistry, read_task_registry
 from mstar.downstream import tasks_report
+from mstar.downstream.gene_flags import GeneFlags, gene_reader
 from mstar.downstream.task_survey import SurveySettings, TaskState, survey_tasks
 from mstar.errors import ConfigError
 from mstar.features.store import FeatureStore
@@ -56,7 +57,7 @@ class TasksShowConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TasksCheckConfig:
+class TasksCheckConfig(GeneFlags):
     """Check which tasks can be run with your labels and features, and why the others cannot."""
 
     labels: str
@@ -136,6 +137,7 @@ def check_tasks(config: TasksCheckConfig) -> list[TaskState]:
         split=read_split(config.cohort, config.split) if config.split else None,
         published=published,
         max_missing=config.max_missing,
+        genes=gene_reader(config, config.cohort),
     )
     encoders = {
         name: store_ids([FeatureStore.open(root) for root in roots])

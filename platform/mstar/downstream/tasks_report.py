@@ -1,8 +1,9 @@
 """What `mstar tasks` prints: lists, one task, and the state of every task."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 from mstar.data.label_tables.dialects import DIALECTS
 from mstar.data.task_registry import TaskRegistry
@@ -73,6 +74,12 @@ def needs(registry: TaskRegistry, task: Task) -> list[str]:
     ]
     if has_classes and not task.class_names:
         lines.append("class names, which are not published: a row of your own (--own)")
+    if task.reads_genes:
+        lines.append(
+            "gene expression of every case: --cohort C (its expression/), or --genes: a store or "
+            "<case>.csv files"
+        )
+        lines.append("for mcat, motcat and cmta groups of genes: --signatures, or C/signatures.csv")
     if task.trained_on:
         lines.append(f"the head of {task.trained_on}, so its labels and features too")
     users = [other.task_id for other in registry.tasks if other.trained_on == task.task_id]
@@ -90,12 +97,26 @@ def states(found: Sequence[TaskState], *, reasons: bool) -> str:
     if reasons:
         told: dict[str, list[str]] = {}
         for state in found:
-            if state.state in ("refused", "no labels"):
+            if state.state in ("refused", "no labels", "no genes"):
                 told.setdefault(state.reason.replace(state.task.task_id, "…"), []).append(
                     state.task.task_id
                 )
         lines += [f"  {_several(ids)}: {reason}" for reason, ids in told.items()]
     return "\n".join(lines)
+
+
+def gene_remark(facts: Mapping[str, Any]) -> str:
+    """Genes and groups of a fusion task, and what is missing of them, in a line."""
+    told = f"{facts['genes']:,} genes"
+    if "groups" in facts:
+        found = ", ".join(f"{own}/{listed}" for own, listed in facts["groups"].values())
+        told += f" in {len(facts['groups'])} groups ({found} found)"
+    if facts["values_missing"]:
+        told += (
+            f", {facts['values_missing']:,} values missing in {facts['cases_missing_some']:,} "
+            f"cases ({facts['missing_genes']})"
+        )
+    return told
 
 
 def _state_row(state: TaskState) -> tuple[str, ...]:
@@ -113,6 +134,8 @@ def _state_row(state: TaskState) -> tuple[str, ...]:
         )
         remarks += [f"leak: {data.leaked_patients:,} patients"] if data.leaked_patients else []
         remarks += [f"left out: {count:,} {reason}" for reason, count in data.dropped.items()]
+        if data.genes is not None:
+            remarks.append(gene_remark(data.genes.facts))
         remarks += ["generated"] if data.data_source == "generated" else []
     remarks += [f"not with {', '.join(state.reasons)}"] if state.data and state.reasons else []
     return (

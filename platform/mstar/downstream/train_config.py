@@ -8,6 +8,7 @@ import tyro
 
 from mstar.data.task_registry import DEFAULT
 from mstar.downstream.config import TrialConfig, paper_trial
+from mstar.downstream.gene_flags import GeneFlags
 from mstar.errors import ConfigError
 from mstar.models.heads import head_config, head_spec
 
@@ -51,7 +52,7 @@ class TrialChanges:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainHeadConfig:
+class TrainHeadConfig(GeneFlags):
     """Train one head on one task with the features of one encoder, and score it once."""
 
     task: str
@@ -64,7 +65,7 @@ class TrainHeadConfig:
     """Folder for results: <out>/<task>/<encoder>/<head>/."""
     head: str = "abmil"
     """MIL head: linear, knn, prototype, abmil, abmil_gated, clam_sb, clam_mb, dsmil, transmil,
-    transmil_plus or cox_linear."""
+    transmil_plus or cox_linear; with gene expression snn, mcat, porpoise, motcat or cmta."""
     option: tuple[str, ...] = ()
     """Options of the head, name=value: hidden=256 dropout=0.1."""
     cohort: str = ""

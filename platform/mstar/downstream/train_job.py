@@ -21,6 +21,7 @@ from mstar.downstream.bag_files import drop_unused, shared_root
 from mstar.downstream.bags import PackedBags, load_bags
 from mstar.downstream.config import Study, find_protocol
 from mstar.downstream.evaluate import evaluate_external
+from mstar.downstream.gene_flags import gene_reader
 from mstar.downstream.predictions import Predictions, read_predictions, write_predictions
 from mstar.downstream.study import run_study
 from mstar.downstream.study_files import study_folder
@@ -112,6 +113,7 @@ def _study(config: TrainHeadConfig, task: Task) -> tuple[Study, list[FeatureStor
 
 def _prepare(config: TrainHeadConfig, task: Task, stores: Sequence[FeatureStore]) -> TaskData:
     registry, table = split_registry(config.cohort), _read_table(config.labels, task)
+    genes = gene_reader(config, config.cohort) if task.reads_genes else None
     if task.trained_on is not None:
         return prepare_external(
             task,
@@ -120,6 +122,7 @@ def _prepare(config: TrainHeadConfig, task: Task, stores: Sequence[FeatureStore]
             registry=registry,
             published_split=config.published_split,
             max_missing=config.max_missing,
+            genes=genes,
         )
     return prepare_task(
         task,
@@ -129,6 +132,7 @@ def _prepare(config: TrainHeadConfig, task: Task, stores: Sequence[FeatureStore]
         split=read_split(config.cohort, config.split) if config.split else None,
         published_split=config.published_split,
         max_missing=config.max_missing,
+        genes=genes,
     )
 
 

@@ -16,11 +16,18 @@ from torch import Tensor, nn
 
 from mstar.downstream.config import SELECTION_METRICS, TrialConfig
 from mstar.downstream.fold_views import FoldView
-from mstar.downstream.objectives import make_objective, scores_of
+from mstar.downstream.objectives import Objective, make_objective, scores_of
 from mstar.downstream.statistics.metrics import value_of
 from mstar.downstream.stream import BagSource, Batch, StreamKind
 from mstar.errors import ConfigError, TrainingError
-from mstar.models.heads import FittedHead, build_head, head_spec
+from mstar.models.heads import (
+    FittedHead,
+    GeneHead,
+    GeneLayout,
+    HeadOutput,
+    build_head,
+    head_spec,
+)
 from mstar.training.seeds import reseed
 
 SGD_MOMENTUM = 0.9
@@ -45,6 +52,7 @@ class FitResult:
     best_epoch: by the validation score, the earliest of equal ones.
     best_state: the head's tensors then, on the CPU; empty when it failed.
     select_scores: what it said about the selecting part then.
+    genes: what a head that reads genes was built for.
     stopped: why it ended before its last epoch; empty when it did not.
     failed: why there is no model; empty when there is one.
     """
@@ -60,6 +68,7 @@ class FitResult:
     num_outputs: int
     input_dim: int
     scores: str
+    genes: GeneLayout | None = None
     stopped: str = ""
     failed: str = ""
     seconds: float = 0.0
@@ -81,10 +90,9 @@ class Fit:
         self.config, self.seed = config, seed
         self.kind = StreamKind.of(config)
         self._view, self._source = view, source
-        self._objective = make_objective(view, view.train, config, source.device)
-        self._select = make_objective(view, view.select, config, source.device)
-        self.head = _make_head(view, config, seed, source, self._objective.num_outputs)
-        self.trained = head_spec(config.head).trained
+        self._objective, self._select = self._objectives()
+        self.head = self._make_head()
+        self.trained = self._is_trained()
         self._optimizer = _make_optimizer(self.head, config) if self.trained else None
         self._history: list[EpochRow] = []
         self._best = _Best()
@@ -92,6 +100,23 @@ class Fit:
         self._num_bags = self._pending = 0
         self._seconds = 0.0
         self.stopped = self.failed = ""
+
+    def _objectives(self) -> tuple[Objective, Objective]:
+        """Of the training and of the selecting part."""
+        view, device = self._view, self._source.device
+        train, select = (
+            make_objective(view, part, self.config, device) for part in (view.train, view.select)
+        )
+        return train, select
+
+    def _make_head(self) -> nn.Module:
+        """With first weights, where the bags are."""
+        outputs = self._objective.num_outputs
+        return _make_head(self._view, self.config, self.seed, self._source, outputs)
+
+    def _is_trained(self) -> bool:
+        """By gradient, rather than fitted at once."""
+        return head_spec(self.config.head).trained
 
     @property
     def alive(self) -> bool:
@@ -130,8 +155,8 @@ class Fit:
         self.reseed_step(epoch, batch)
         rows = batch.rows.to(self._source.device)
         with self.precision():
-            output = self.head(batch.x, batch.offsets, self._objective.labels(rows))
-            loss = self.loss_of(output.logits, rows)
+            output = batch.through(self.head, self._objective.labels(rows))
+            loss = self._bag_loss(output, rows)
             if output.extra_loss is not None:
                 loss = loss + output.extra_loss
         loss.backward()  # type: ignore[no-untyped-call]
@@ -142,10 +167,20 @@ class Fit:
         reseed("step", self.seed, self._view.fold, epoch, batch.step)
 
     def loss_of(
-        self, logits: Float[Tensor, "bag out"], rows: Int64[Tensor, " bag"]
+        self, logits: Float[Tensor, "bag ..."], rows: Int64[Tensor, " bag"]
     ) -> Float[Tensor, ""]:
         """The loss of some training samples."""
         return self._objective.loss(logits, rows)
+
+    def _bag_loss(self, output: HeadOutput, rows: Int64[Tensor, " bag"]) -> Float[Tensor, ""]:
+        """Of bags in chunks: the mean of their chunks' losses, where a bag has a loss by itself."""
+        if output.chunks is None or self._objective.scores == "cox":
+            return self.loss_of(output.logits, rows)
+        losses = [
+            self.loss_of(chunks, row.expand(len(chunks)))
+            for chunks, row in zip(output.chunks, rows, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
     def learn(self, loss: Float[Tensor, ""], num_bags: int, seconds: float, *, last: bool) -> None:
         """Use the gradients that are there."""
@@ -186,7 +221,7 @@ class Fit:
         """What the head says about a batch, as it is now."""
         began_s = time.perf_counter()
         with torch.no_grad(), self.precision():
-            logits: Tensor = self.head.eval()(batch.x, batch.offsets).logits
+            logits: Tensor = batch.through(self.head.eval()).logits
         self._seconds += time.perf_counter() - began_s
         return logits
 
@@ -204,6 +239,7 @@ class Fit:
             num_outputs=self._objective.num_outputs,
             input_dim=self._source.dim,
             scores=self._objective.scores,
+            genes=self._source.layout if isinstance(self.head, GeneHead) else None,
             stopped=self.stopped,
             failed=self.failed,
             seconds=round(self._seconds, 3),
@@ -247,9 +283,16 @@ def _make_head(
     view: FoldView, config: TrialConfig, seed: int, source: BagSource, num_outputs: int
 ) -> nn.Module:
     reseed("weights", seed, view.fold)
-    return build_head(
-        config.head, config.head_options, input_dim=source.dim, num_outputs=num_outputs
+    head = build_head(
+        config.head,
+        config.head_options,
+        input_dim=source.dim,
+        num_outputs=num_outputs,
+        genes=source.layout,
     ).to(source.device)
+    if isinstance(head, GeneHead):
+        head.learn_genes(source.genes_at(view.train.places))
+    return head
 
 
 def _make_optimizer(head: nn.Module, config: TrialConfig) -> torch.optim.Optimizer:

@@ -6,8 +6,9 @@ from functools import partial
 
 from mstar.embed.config import GridJobConfig, grid_settings
 from mstar.embed.grids import build_grid, write_overview
+from mstar.embed.live import Live
 from mstar.embed.overviews import log_overviews
-from mstar.embed.pipeline import PoolShape, run_bundles
+from mstar.embed.pipeline import PoolShape, ignore, run_bundles
 from mstar.embed.plan import BYTES_PER_PATCH, Bundle
 from mstar.embed.results import Tally
 from mstar.embed.running import collect_leftovers, job_run, print_dry_run
@@ -44,11 +45,11 @@ def run(config: GridJobConfig) -> int:
 
 
 def _run_plan(
-    config: GridJobConfig, run_id: str, cluster: ClusterShape, plan_uri: str
+    config: GridJobConfig, run_id: str, cluster: ClusterShape, plan_uri: str, live: Live
 ) -> Iterator[Tally]:
     workers = config.run.workers or max(1, int(cluster.num_cpus) - cluster.num_nodes)
     shape = PoolShape(workers=workers, num_cpus=config.run.cpus_per_worker or 1.0)
-    yield from run_bundles(plan_uri, partial(GridWorker, config, run_id), shape)
+    yield from run_bundles(plan_uri, partial(GridWorker, config, run_id), shape, live)
 
 
 class GridWorker:
@@ -64,12 +65,13 @@ class GridWorker:
         folder = config.run.cache_dir or default_cache_dir()
         self._cache = SlideCache(folder, max_bytes=int(config.run.cache_gb * 1e9))
 
-    def run(self, bundle: Bundle) -> Tally:
+    def run(self, bundle: Bundle, so_far: Live = ignore) -> Tally:
         """Make the grids of a bundle's slides; a slide's trouble is recorded, the others go on."""
         tally, fetched = Tally(), self._cache.bytes_fetched
         for slide in bundle.slides:
             self._take(slide, tally)
             tally.slide_bytes += slide.size_bytes or 0
+            so_far(tally)
         tally.bytes_fetched = float(self._cache.bytes_fetched - fetched)
         return tally
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mstar.embed.assembly import EmbedPlan, make_local_source, store_identity, worker_factory
 from mstar.embed.config import EmbedConfig
+from mstar.embed.live import Live
 from mstar.embed.overviews import log_overviews
 from mstar.embed.pipeline import PoolShape, run_bundles
 from mstar.embed.readers import fetched_by, start_readers
@@ -102,7 +103,7 @@ def _cores(cpus: float, cluster: ClusterShape) -> float:
     return min(cluster.smallest_node_cpus, os.cpu_count() or 1) if alone else cpus
 
 
-def _run_plan(plan: EmbedPlan, cluster: ClusterShape, plan_uri: str) -> Iterator[Tally]:
+def _run_plan(plan: EmbedPlan, cluster: ClusterShape, plan_uri: str, live: Live) -> Iterator[Tally]:
     config = plan.config
     shape = PoolShape(
         workers=num_workers(config, cluster),
@@ -117,7 +118,7 @@ def _run_plan(plan: EmbedPlan, cluster: ClusterShape, plan_uri: str) -> Iterator
             num_cpus=1.0,
             threads=plan.reader_threads,
         )
-    yield from run_bundles(plan_uri, worker_factory(plan, readers), shape)
+    yield from run_bundles(plan_uri, worker_factory(plan, readers), shape, live)
     if readers:
         yield Tally(bytes_fetched=fetched_by(readers))
 

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from mstar.embed.sources import LocalSource, PixelRows, ReaderDied
 from mstar.schema import Grid, SlideRef
+from mstar.training.code_version import refuse_other_code
 
 
 class ReaderActor:
@@ -22,6 +23,7 @@ class ReaderActor:
 
     def __init__(self, make_source: Callable[[], LocalSource]) -> None:
         """Build the source where it will run."""
+        refuse_other_code()
         self._source = make_source()
 
     def open(self, slide: SlideRef) -> Grid:

@@ -8,12 +8,19 @@ NUM_REASONS = 8
 
 
 def summary(
-    job: str, out: str, standing: Standing, tally: Tally, *, elapsed_s: float, failures: str
+    job: str,
+    out: str,
+    standing: Standing,
+    tally: Tally,
+    *,
+    elapsed_s: float,
+    failures: str,
+    interrupted: bool = False,
 ) -> str:
     """The end of a job on one screen."""
     rate = tally.patches / elapsed_s if elapsed_s > 0 else 0.0
     lines = [
-        f"{job}: {_verdict(standing)} in {format_duration(elapsed_s)}",
+        f"{job}: {_verdict(standing, interrupted)} in {format_duration(elapsed_s)}",
         f"  slides    {standing.total:,}: {standing.done:,} done ({tally.done:,} by this run), "
         f"{standing.failed:,} failed, {standing.skipped:,} skipped, {standing.pending:,} left",
         f"  patches   {tally.patches:,} by this run, {tally.unreadable:,} unreadable, "
@@ -64,7 +71,9 @@ def _share(tally: Tally) -> str:
     return f", {tally.bytes_fetched / tally.slide_bytes:.2f} × the slides' size"
 
 
-def _verdict(standing: Standing) -> str:
+def _verdict(standing: Standing, interrupted: bool) -> str:
+    if interrupted:
+        return "interrupted, run it again to go on;"
     if standing.pending:
         return "not finished"
     if standing.failed or standing.skipped:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
+from mstar.embed.live import Live
 from mstar.embed.pending import SlideQueue, Standing
 from mstar.embed.plan import bundles, write_plan
 from mstar.embed.results import Tally
@@ -26,7 +28,8 @@ PLANS = "_state/plans"
 class Rounds:
     """What a round needs.
 
-    done_ids: lists the finished slides. run_plan: runs the bundles of a plan.
+    done_ids: lists the finished slides. run_plan: runs the bundles of a plan, and says between
+    their ends how far it is.
     """
 
     out: str
@@ -34,7 +37,7 @@ class Rounds:
     queue: SlideQueue
     target_patches: int
     done_ids: Callable[[], Iterable[str]]
-    run_plan: Callable[[str], Iterator[Tally]]
+    run_plan: Callable[[str, Live], Iterator[Tally]]
 
     def run(self, progress: ProgressReporter, total: Tally) -> Standing:
         """Run rounds until nothing is pending; adds to `total` as bundles finish."""
@@ -66,16 +69,12 @@ class Rounds:
         self, plan_uri: str, before: Standing, progress: ProgressReporter, total: Tally
     ) -> int:
         """Run one plan; returns how many slides it settled."""
-        this = Tally()
+        this, shown = Tally(), _Shown(progress, before, total.patches)
         try:
-            for tally in self.run_plan(plan_uri):
+            for tally in self.run_plan(plan_uri, shown.take):
                 this.add(tally)
                 total.add(tally)
-                progress.update(
-                    slides_done=before.done + this.done + this.present,
-                    slides_failed=before.failed + this.failed,
-                    patches_done=total.patches,
-                )
+                shown.take(this)
         finally:
             delete(plan_uri)
         settled = this.done + this.present + this.failed + this.skipped
@@ -85,6 +84,27 @@ class Rounds:
                 f"none of them; this is a bug: please report it with the run's log"
             )
         return settled
+
+
+class _Shown:
+    """The furthest that a round was seen to be, whoever says it; from any thread."""
+
+    def __init__(self, progress: ProgressReporter, before: Standing, patches: int) -> None:
+        """Before the round: what stood, and the patches of earlier rounds."""
+        self._progress, self._lock = progress, Lock()
+        self._done, self._failed, self._patches = before.done, before.failed, patches
+        self._before, self._patches_before = before, patches
+
+    def take(self, round_so_far: Tally) -> None:
+        """Show it, unless more was seen already."""
+        with self._lock:
+            done = self._before.done + round_so_far.done + round_so_far.present
+            self._done = max(self._done, done)
+            self._failed = max(self._failed, self._before.failed + round_so_far.failed)
+            self._patches = max(self._patches, self._patches_before + round_so_far.patches)
+            self._progress.update(
+                slides_done=self._done, slides_failed=self._failed, patches_done=self._patches
+            )
 
 
 def collect_stale_plans(out: str, *, older_than_s: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mstar.config import to_json
 from mstar.embed.config import EmbedConfig, GridJobConfig
+from mstar.embed.live import Live
 from mstar.embed.pending import SlideQueue, Standing
 from mstar.embed.plan import estimated_patches
 from mstar.embed.report import final_metrics, summary
@@ -46,7 +47,7 @@ class JobRun:
         *,
         target_patches: int,
         done_ids: Callable[[], Iterable[str]],
-        run_plan: Callable[[str], Iterator[Tally]],
+        run_plan: Callable[[str, Live], Iterator[Tally]],
     ) -> int:
         """Run rounds to the end, print the summary, and say how it ended."""
         queue = slide_queue_of(self.config, self.ledger, self.run_id)
@@ -84,6 +85,7 @@ class JobRun:
             self.tally,
             elapsed_s=elapsed_s,
             failures=failures,
+            interrupted=self.interrupted,
         )
         self.tracker.log_text(text, "summary.txt")
         print(text, file=sys.stdout, flush=True)

@@ -8,7 +8,7 @@ Ray: a loop over `run` is the job on one process.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -46,6 +46,7 @@ class _Call:
     """State of one bundle's call; several calls share a worker, several threads a call."""
 
     source: PatchSource
+    so_far: Callable[[Tally], None]
     tally: Tally = field(default_factory=Tally)
     lock: Lock = field(default_factory=Lock)
     works: dict[str, _Work] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class _Call:
         """Add to the tally."""
         with self.lock:
             self.tally.add(Tally(**numbers))  # type: ignore[arg-type]
+            self.so_far(self.tally)
 
 
 class EmbedWorker:
@@ -88,9 +90,12 @@ class EmbedWorker:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._counting, self._fetched = Lock(), 0.0
 
-    def run(self, bundle: Bundle) -> Tally:
-        """Embed a bundle's slides. A slide's trouble is recorded and the others go on."""
-        started, call = time.monotonic(), _Call(source=self._source)
+    def run(self, bundle: Bundle, so_far: Callable[[Tally], None] = lambda tally: None) -> Tally:
+        """Embed a bundle's slides. A slide's trouble is recorded and the others go on.
+
+        so_far: called with the tally as it grows, from several threads, one at a time.
+        """
+        started, call = time.monotonic(), _Call(source=self._source, so_far=so_far)
         try:
             with self._gate.shared():
                 self._embed(bundle.slides, call, alone=False)

@@ -55,6 +55,8 @@ class AblateConfig:
     """Cases contrasted with one another."""
     stage1_lr: float = 2e-3
     """Peak learning rate of stage 1."""
+    stage1_scale: float = 4.0
+    """Inverse temperature at the start of stage 1: all encoders start from nothing."""
     bag_patches: int = 32
     """Patches of a case's bag, and of a window of the teacher."""
     dim: int = 64

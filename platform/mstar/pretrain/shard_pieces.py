@@ -20,6 +20,7 @@ from mstar.data.shards.format import shard_schema
 from mstar.data.shards.pieces import Piece, PieceRows, PieceTable
 from mstar.data.shards.reader import ShardReader
 from mstar.errors import StorageError, WorkerError
+from mstar.training.code_version import refuse_other_code
 
 CHAPTER_TASKS = 4096
 
@@ -122,6 +123,7 @@ def take_pieces(block: pa.Table, pieces: PieceTable) -> Iterator[PieceRows]:
 
 def read_pieces(todo: pa.Table, *, reader: ShardReader) -> Iterator[pa.Table]:
     """Read the pieces of a block, one by one; what is wrong with one travels in its place."""
+    refuse_other_code()
     for fields in todo.to_pylist():
         piece, trouble = Piece(**fields), ""
         try:

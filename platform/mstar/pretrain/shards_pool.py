@@ -13,6 +13,7 @@ from mstar.pretrain.shards_plan import Unit, unit_of, units_table
 from mstar.pretrain.shards_worker import BucketTask, ShardsWorker, UnitTally
 from mstar.training.actor_pool import PoolShape, run_pool
 from mstar.training.cluster import ClusterShape, ray_session
+from mstar.training.code_version import refuse_other_code
 from mstar.training.interrupts import stop_on_sigterm
 
 UnitPass = Callable[[ShardsPlan, Sequence[Unit]], Iterator[UnitTally]]
@@ -24,6 +25,7 @@ class UnitActor:
 
     def __init__(self, plan: ShardsPlan) -> None:
         """Build the worker where it will run."""
+        refuse_other_code()
         self._worker = ShardsWorker(plan)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -37,6 +39,7 @@ class BucketActor:
 
     def __init__(self, plan: ShardsPlan) -> None:
         """Build the worker where it will run."""
+        refuse_other_code()
         self._worker = ShardsWorker(plan)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

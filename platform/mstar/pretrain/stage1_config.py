@@ -70,6 +70,9 @@ class Stage1Config:
     """Peak learning rate of aggregator, gene encoder, projections and temperature. A choice."""
     lr_text: float = 2e-5
     """Peak learning rate of the pretrained report encoder. A choice."""
+    initial_scale: float = 1 / 0.07
+    """Inverse temperature at the start, learned from there; CLIP's. Encoders that start from
+    nothing do better with about 4: at 14 they first learn to make all vectors equal. A choice."""
     min_pairs: int = 2
     """Cases with both members of a pairing that every batch must hold. A choice."""
     min_cancers: int = 2
@@ -120,6 +123,8 @@ class Stage1Config:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
+        if not 1 <= self.initial_scale <= 100:
+            raise ConfigError(f"--initial-scale {self.initial_scale}: expected 1 to 100")
         if not 0 <= self.token_dropout < 1:
             raise ConfigError(
                 f"--token-dropout {self.token_dropout}: expected a share from 0 to below 1"

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mstar.losses.cases import MODALITIES
 from mstar.losses.contrastive import PAIRS
-from mstar.pretrain.retrieval import Retrieval, similarity
+from mstar.losses.recall import Retrieval, similarity
 from mstar.pretrain.stage1_validate import CaseVectors, Validation
 from mstar.pretrain.stage1_watch import COLLAPSE_UNIFORMITY
 

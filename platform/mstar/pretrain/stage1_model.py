@@ -40,7 +40,7 @@ def build_model(
         assert expression is not None
         reseed("gene", config.seed)
         gene = _gene_encoder(config, expression)
-    return MultimodalModel(aggregator, text, gene)
+    return MultimodalModel(aggregator, text, gene, initial_scale=config.initial_scale)
 
 
 def _gene_encoder(config: Stage1Config, expression: ExpressionStore) -> GeneEncoder:

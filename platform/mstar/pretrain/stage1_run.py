@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from mstar.config import to_dict
 from mstar.errors import InterruptedRunError
 from mstar.losses.cases import MODALITIES, CaseEmbeddings
+from mstar.losses.recall import uniformity
 from mstar.losses.stage1 import stage1_loss
 from mstar.models.multimodal import LARGEST_SCALE, MultimodalModel
 from mstar.pretrain.batch_plan import share_of
 from mstar.pretrain.cached_step import Chunk, cached_step, loss_metrics
-from mstar.pretrain.retrieval import uniformity
 from mstar.pretrain.stage1_batches import Ahead, CaseInputs, chunks_of, spread
 from mstar.pretrain.stage1_cases import Stage1Cases, choose_cases
 from mstar.pretrain.stage1_config import Stage1Config
@@ -107,7 +108,10 @@ def prepare(session: Session, config: Stage1Config, run_log: RunLog | None) -> S
         found_bad.read(folder)
     exporter = Exporter(
         config=config,
-        facts=facts_of(config, cases, digests, guaranteed, num_steps=plan.num_steps),
+        facts={
+            **facts_of(config, cases, digests, guaranteed, num_steps=plan.num_steps),
+            "binning": to_dict(inputs.bins),  # with the edges that the training cases gave
+        },
         genes=tuple(sources.expression.genes) if sources.expression is not None else (),
         tokenizer=inputs.tokenizer,
         run_log=run_log,

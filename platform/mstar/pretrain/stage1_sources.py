@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mstar.data.bags import BagConfig, BagReader
+from mstar.data.report_duplicates import near_duplicates
 from mstar.data.report_tokens import ReportTokenizer
 from mstar.data.reports import ReportTable, read_reports
 from mstar.data.rna.binning import BinningConfig, fit_edges
@@ -15,7 +16,6 @@ from mstar.errors import CohortError, ConfigError, FeatureError
 from mstar.pretrain.stage1_batches import CaseInputs
 from mstar.pretrain.stage1_cases import BadInput, Sources, Stage1Cases, TrainCase
 from mstar.pretrain.stage1_config import Stage1Config
-from mstar.pretrain.stage1_validate import near_duplicates
 from mstar.storage import objects
 
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mstar import __version__
 from mstar.config import to_dict
-from mstar.errors import WeightsError
 from mstar.losses.self_taught import TargetStatistics
 from mstar.models.encoder_table import find_encoder
+from mstar.models.projection import PROJECTION
 from mstar.models.state_dicts import state_sha256
 from mstar.models.student import Student
 from mstar.models.weights import file_sha256
@@ -33,10 +33,7 @@ from mstar.pretrain.stage2_card import model_card
 from mstar.storage import objects
 from mstar.training.tracking import Tracker
 
-ENCODER_PTH, ENCODER, PROJECTION, CARD = (
-    *("encoder.pth", "encoder.safetensors"),
-    *("projection.safetensors", "model_card.md"),
-)
+ENCODER_PTH, ENCODER, CARD = "encoder.pth", "encoder.safetensors", "model_card.md"
 _METADATA = "mstar"
 _SMALLEST_STD = 1e-6
 
@@ -124,24 +121,6 @@ def register(
     }
     description = f"Patch encoder after stage 2, {facts.step:,} steps. Files: {out}"
     tracker.log_model(name, objects.join(out, ENCODER), tags=tags, description=description)
-
-
-def load_projection(path: Path) -> nn.Linear:
-    """The projection of an export, from features to the space of targets and text.
-
-    Raises:
-        WeightsError: the file is none.
-    """
-    tensors = load_file(path)
-    if set(tensors) != {"proj.weight", "proj.bias"}:
-        raise WeightsError(
-            f"{path}: expected proj.weight and proj.bias, got {', '.join(sorted(tensors)[:3])}. "
-            f"Give the {PROJECTION} that `mstar stage2` wrote."
-        )
-    target_dim, dim = tensors["proj.weight"].shape
-    projection = nn.Linear(dim, target_dim)
-    projection.load_state_dict({k.removeprefix("proj."): v for k, v in tensors.items()})
-    return projection.eval().requires_grad_(False)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mstar.pretrain.targets_worker import TargetsWorker
 from mstar.storage.cache import SlideCache, default_cache_dir
 from mstar.training.actor_pool import PoolShape
 from mstar.training.cluster import ClusterShape
+from mstar.training.code_version import refuse_other_code
 
 GPU_WORKER_CPUS = 2.0  # one launches, one reads
 
@@ -157,6 +158,7 @@ class TargetsActor:
 
     def __init__(self, plan: TargetsPlan) -> None:
         """Build the worker where it will run."""
+        refuse_other_code()
         self._worker = make_worker(plan)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

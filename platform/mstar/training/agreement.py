@@ -1,8 +1,9 @@
 """Before a job uses a cluster: every node must run the driver's code, and have its credentials.
 
 Two guards. At the start of a job one small task a node answers (`check_nodes`), so that a wrong
-image is an error before any work. Every worker process compares itself with the driver as it
-starts (`code_version.check_worker`), because nodes may join later.
+image is an error before any work. Because nodes may join later, every worker says its code in its
+log as it starts (`code_version.check_worker`), and compares it with the driver's before it works
+(`code_version.refuse_other_code`, called by actors, ranks and trials).
 """
 
 import logging
@@ -19,7 +20,6 @@ from mstar.errors import WorkerError
 from mstar.training.code_version import (
     CODE_CHECK,
     DRIVER_CODE,
-    ONLY_ASKED,
     CodeVersion,
     only_warns,
     this_code,
@@ -47,7 +47,7 @@ class NodeAnswer:
 
 
 def worker_environment() -> dict[str, Any]:
-    """The runtime environment of `ray.init`: every worker is told the driver's code, and checks."""
+    """The runtime environment of `ray.init`: every worker is told the driver's code."""
     stated = {CODE_CHECK: os.environ[CODE_CHECK]} if CODE_CHECK in os.environ else {}
     return {
         "worker_process_setup_hook": "mstar.training.code_version.check_worker",
@@ -102,8 +102,7 @@ def _ask(nodes: Sequence[Mapping[str, Any]]) -> list[NodeAnswer]:
     tasks = {}
     for node in nodes:
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = ask.options(scheduling_strategy=on_node, runtime_env={"env_vars": {ONLY_ASKED: "1"}})
-        tasks[task.remote()] = node
+        tasks[ask.options(scheduling_strategy=on_node).remote()] = node
     done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_WITHIN_S)
     answers = [_result(task, tasks[task]) for task in done]
     for task in late:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,6 @@ from mstar.errors import WorkerError
 STAMP = "commit.txt"
 # What a job's driver tells its workers, and a submitter its driver, to compare with.
 DRIVER_CODE, SUBMITTED_CODE = "MSTAR_DRIVER_CODE", "MSTAR_SUBMITTED_CODE"
-ONLY_ASKED = "MSTAR_ONLY_ASKED"  # set in a worker that is to say its code, not to work
 CODE_CHECK = "MSTAR_CODE_CHECK"  # `warn`: for those who edit the code while a cluster runs it
 _SOURCE_SUFFIXES = (".py", ".csv")
 _NOT_SOURCE = "tune_spaces"  # beside the package in a checkout, in it when installed
@@ -99,15 +99,29 @@ def check_submitted_code() -> CodeVersion | None:
 
 
 def check_worker() -> None:
-    """Called by Ray at the start of every worker process: says its code, and refuses other code.
+    """Called by Ray at the start of every worker process: says its code.
 
-    What a worker prints lies in its own log, which the dashboard shows.
+    What a worker prints lies in its own log, which the dashboard shows. Nothing is refused here:
+    Ray starts a worker that ends in this call again, and again, for ever.
     """
+    print(f"worker: {this_code()}", file=sys.stderr, flush=True)
+
+
+def refuse_other_code() -> None:
+    """Called where work begins in a worker, so that the error reaches the driver and ends the job.
+
+    Raises:
+        WorkerError: this process runs other code than the driver.
+    """
+    if DRIVER_CODE not in os.environ:  # a Ray of the driver's own
+        return
     expected, here = CodeVersion.from_json(os.environ[DRIVER_CODE]), this_code()
-    print(f"worker: {here}", file=sys.stderr, flush=True)
-    asked = ONLY_ASKED in os.environ  # `agreement.check_nodes` words the error then
-    if not (here.agrees_with(expected) or asked or only_warns()):
-        raise WorkerError(f"this worker runs other code than the driver: {here}, not {expected}")
+    if not (here.agrees_with(expected) or only_warns()):
+        raise WorkerError(
+            f"a worker on {socket.gethostname()} runs other code than the driver: expected "
+            f"{expected}, got {here}. Install the same wheel on every node, or submit with "
+            "--ship-code"
+        )
 
 
 def only_warns() -> bool:

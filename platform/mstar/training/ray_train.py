@@ -38,6 +38,7 @@ from ray.train import (
 from mstar.errors import InterruptedRunError, MstarError, WorkerError
 from mstar.storage import objects
 from mstar.storage.arrow import arrow_filesystem, store_environment
+from mstar.training.code_version import refuse_other_code
 from mstar.training.sessions import (
     STATE_FILE,
     Session,
@@ -246,6 +247,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _on_rank(settings: Mapping[str, Any]) -> str:
+    refuse_other_code()
     session = RaySession(settings["folder"], upload=settings["upload"])
     try:
         settings["train"](session, settings["config"])

@@ -43,10 +43,13 @@ class StepProgress:
         self._cases.add(self._start_s, 0)
 
     def update(self, steps_done: int, *, num_cases: int, loss: float) -> None:
-        """Takes a step: how many are done now, the cases it saw and its loss."""
+        """Takes a step: how many are done now, the cases it saw and its loss.
+
+        Steps that were not told of, because only every so many are logged, saw as many.
+        """
         now_s = self._clock()
+        self._cases_done += num_cases * (steps_done - self._steps_done)
         self._steps_done, self._loss = steps_done, loss
-        self._cases_done += num_cases
         self._steps.add(now_s, steps_done)
         self._cases.add(now_s, self._cases_done)
         if now_s - self._line_at_s >= self._line_interval_s:

@@ -16,6 +16,7 @@ import fcntl
 import functools
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -368,6 +369,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--follow", type=int, metavar="PID", help="go on until this job has ended")
     parser.add_argument("--uri", help="MLflow tracking URI, instead of the spool's own")
     args = parser.parse_args(argv)
+    if args.follow is not None:
+        # `ray job stop` signals every process below the job's; this one ends when the job does,
+        # once it has sent how it ended.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     handler = logging.StreamHandler()
     handler.setFormatter(RedactedLog("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

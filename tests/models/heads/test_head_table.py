@@ -7,18 +7,19 @@ import torch
 from torch import nn
 
 from mstar.errors import ConfigError
-from mstar.models.heads import HEADS, build_head, head_config
+from mstar.models.heads import HEADS, GeneLayout, build_head, head_config
 from mstar.models.heads.contract import CLASSIFICATION, SURVIVAL
 
 NEEDS_A_FILE = "transmil_plus"
 GUIDE = Path(__file__).parents[3] / "platform/docs/heads.md"
 FREE = tuple(name for name in HEADS if name != NEEDS_A_FILE)
+GENES = GeneLayout(genes=20_000, groups=(82, 328, 513, 443, 1536, 452))  # the paper's table
 
 
 def test_the_table_has_the_heads_of_the_plan() -> None:
     assert list(HEADS) == [
         "linear", "knn", "prototype", "abmil", "abmil_gated", "clam_sb", "clam_mb", "dsmil",
-        "transmil", "transmil_plus", "cox_linear",
+        "transmil", "transmil_plus", "cox_linear", "snn", "mcat", "porpoise", "motcat", "cmta",
     ]  # fmt: skip
     assert all(spec.name == name for name, spec in HEADS.items())
     assert HEADS["cox_linear"].kinds == (SURVIVAL,)
@@ -30,7 +31,7 @@ def test_the_table_has_the_heads_of_the_plan() -> None:
 @pytest.mark.parametrize("name", FREE)
 def test_defaults_build_a_head(name: str) -> None:
     outputs = 1 if name == "cox_linear" else 4
-    head = build_head(name, {}, input_dim=64, num_outputs=outputs)
+    head = build_head(name, {}, input_dim=64, num_outputs=outputs, genes=GENES)
     assert isinstance(head, nn.Module)
     assert bool(list(head.parameters())) == HEADS[name].trained
 
@@ -41,7 +42,9 @@ def test_weights_follow_the_seed(name: str) -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(11)
-        states.append(build_head(name, {}, input_dim=64, num_outputs=outputs).state_dict())
+        states.append(
+            build_head(name, {}, input_dim=64, num_outputs=outputs, genes=GENES).state_dict()
+        )
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -92,6 +95,6 @@ def test_the_guide_lists_every_head_with_its_parameters() -> None:
     rows = {row[1].strip(" `"): row[3].strip() for row in cells if len(row) == 8}
     assert list(rows) == list(HEADS)
     for name in FREE:
-        outputs = 1 if name == "cox_linear" else 2
-        head = build_head(name, {}, input_dim=1024, num_outputs=outputs)
+        outputs = 1 if name == "cox_linear" else 4 if HEADS[name].genes else 2
+        head = build_head(name, {}, input_dim=1024, num_outputs=outputs, genes=GENES)
         assert rows[name].split(" (")[0] == f"{sum(p.numel() for p in head.parameters()):,}"

@@ -32,6 +32,8 @@ class GenerateConfig:
     """Number of cancer types, 1 to 8; every type gets the same share of the cases."""
     num_sites: int = 4
     """Number of sites (hospitals), 1 to 99; a case's site tells nothing about its other factors."""
+    num_grades: int = 3
+    """Grades that occur: 3, or 2 (grades 1 and 3), or 1 (grade 2), which tells nothing apart."""
     mutation_rate: float = 0.5
     """Share of the cases that carry the planted mutation."""
     mutation_type_link: float = 0.0
@@ -86,6 +88,7 @@ class GenerateConfig:
         _check_range("cases", self.cases, MIN_CASES, MAX_CASES)
         _check_range("num_cancer_types", self.num_cancer_types, 1, len(CANCER_TYPES))
         _check_range("num_sites", self.num_sites, 1, 99)
+        _check_range("num_grades", self.num_grades, 1, 3)
         _check_range("slides_per_case_max", self.slides_per_case_max, 1, 20)
         _check_range("slide_px", self.slide_px, 2 * self.patch_px, 20_000)
         _check_range("patch_px", self.patch_px, 64, 1024)

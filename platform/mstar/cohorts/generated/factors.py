@@ -24,6 +24,8 @@ from mstar.cohorts.generated.config import GenerateConfig
 from mstar.cohorts.generated.survival import Survival, censoring_rate, draw_survival
 
 GRADES = (1, 2, 3)
+_OCCURRING = {1: (2,), 2: (1, 3), 3: GRADES}
+"""By their number."""
 HAZARD_WEIGHTS = {"grade": 0.55, "mutation": 0.5, "pathway": 0.45, "own": 0.4950}
 _UNIFORM_SD = 1 / math.sqrt(12)
 
@@ -103,7 +105,7 @@ def draw_case(config: GenerateConfig, index: int, censoring: float) -> CaseFacto
     rng = rng_of(config, Purpose.FACTORS, index)
     type_index, quantile = _balanced(config, index)
     mutation = bool(quantile < _mutation_probability(config, type_index))
-    grade = int(rng.choice(GRADES))
+    grade = int(rng.choice(_OCCURRING[config.num_grades]))
     pathway = _pathway(config, type_index, rng)
     site = f"S{int(rng.integers(config.num_sites)) + 1:02d}"
     hazard = _hazard(config, grade, mutation, pathway, float(rng.normal()))

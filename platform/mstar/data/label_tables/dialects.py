@@ -68,6 +68,8 @@ def _read_own(uri: str, task: Task) -> Rows:
         Column(name="patient_id", aliases=("patient",), required=False, nullable=True),
     )
     of_kind = SURVIVAL_COLUMNS if task.has_survival_labels else CLASS_COLUMNS
+    if not task.has_survival_labels and not task.has_class_labels:  # a label says nothing there
+        of_kind = tuple(c for c in CLASS_COLUMNS if c.name != "label")
     kept = [c for c in of_kind if c.name not in ("case_id", "split", "data_source")]
     case_id = Column(name="case_id", unique=task.unit == "case")
     table = read_table(uri, [case_id, *kept, *more])

@@ -253,6 +253,8 @@ def _cases(part: Evaluated) -> "Counter[tuple[str, float, bool]]":
     if part.labels is not None:
         labels = part.class_labels.tolist()
         return Counter((p, float(c), False) for p, c in zip(part.patients, labels, strict=True))
+    if part.times is None:
+        return Counter((patient, 0.0, False) for patient in part.patients)
     times, events = part.outcome
     rows = zip(part.patients, times, events, strict=True)
     return Counter((patient, float(t), bool(e)) for patient, t, e in rows)

@@ -21,6 +21,8 @@ class Evaluated:
 
     patients: whom each sample is from; samples of one patient are never independent.
     scores: a probability per class, or one risk (higher is worse).
+        Without labels and times they are measures of each sample, a column each, in the order of
+        `mstar.downstream.statistics.measured`.
     labels: class codes, of a classification.
     times: months, and events: whether it was an event or censoring, of a survival task.
     follow_up: longest time of the training part in months; infinite where it is not known.
@@ -38,7 +40,8 @@ class Evaluated:
 
     def __post_init__(self) -> None:
         assert self.patients, "nothing was evaluated"
-        assert (self.labels is None) != (self.times is None or self.events is None)
+        assert (self.times is None) == (self.events is None)
+        assert self.labels is None or self.times is None, "classes or times, not both"
         for column in (self.scores, self.labels, self.times, self.events):
             assert column is None or len(column) == len(self.patients)
         bad = int((~np.isfinite(self.scores)).any(axis=1).sum())
@@ -56,13 +59,13 @@ class Evaluated:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the task; 0 for a survival task."""
+        """Classes of the task; 0 for a task without classes."""
         return 0 if self.labels is None else self.scores.shape[1]
 
     @property
     def class_labels(self) -> Int64[np.ndarray, " sample"]:
         """The class codes of a classification."""
-        assert self.labels is not None, "a survival task has no classes"
+        assert self.labels is not None, "the task has no classes"
         return self.labels.astype(np.int64)
 
     @property
@@ -74,8 +77,8 @@ class Evaluated:
     @property
     def outcome(self) -> tuple[Float[np.ndarray, " sample"], Bool[np.ndarray, " sample"]]:
         """Times and events of a survival task."""
-        assert self.times is not None, "a classification has no times"
-        assert self.events is not None, "a classification has no events"
+        assert self.times is not None, "the task has no times"
+        assert self.events is not None, "the task has no events"
         return self.times.astype(np.float64), self.events.astype(bool)
 
     @property
@@ -87,7 +90,8 @@ class Evaluated:
     @property
     def row_order(self) -> Int64[np.ndarray, " sample"]:
         """An order of the samples that any model of them has: by patient, then by the truth."""
-        truth = [self.labels] if self.labels is not None else list(self.outcome)
+        truth = [self.labels] if self.labels is not None else []
+        truth += list(self.outcome) if self.times is not None else []
         order: Int64[np.ndarray, " sample"] = np.lexsort([*truth, np.asarray(self.patients)])
         return order
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mstar.downstream.statistics import calibration, classification, concordance, time_auc
+from mstar.downstream.statistics import measured as measures
 from mstar.downstream.statistics.evaluated import Evaluated, once
 from mstar.errors import ConfigError
 
@@ -22,7 +23,7 @@ Values = Float[np.ndarray, " resample"]
 class MetricSpec:
     """One metric.
 
-    kind: of the task: classification or survival.
+    kind: of the predictions: classification, survival, retrieval, report_generation.
     higher_is_better: whether more is better.
     function: a value for each row of weights.
     """
@@ -61,6 +62,12 @@ def _of_confusion(
     return lambda e, weights: function(
         classification.confusion(e.class_labels, e.predicted, e.num_classes, weights)
     )
+
+
+def _of_measures(
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Callable[[Evaluated, Weights], Values]:
+    return lambda e, weights: function(e.scores, weights)
 
 
 def _c_index(evaluated: Evaluated, weights: Weights) -> Values:
@@ -102,5 +109,9 @@ METRICS: dict[str, MetricSpec] = {
         ),
         ("c_index", "survival", True, _c_index),
         ("time_dependent_auc", "survival", True, _time_dependent_auc),
+        *(
+            (name, kind, higher, _of_measures(function))
+            for name, kind, higher, function in measures.ROWS
+        ),
     )
 }

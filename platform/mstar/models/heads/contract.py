@@ -4,6 +4,7 @@
     offsets [bag + 1]    bag b is x[offsets[b] : offsets[b + 1]]
 
     head(x, offsets, labels) -> HeadOutput
+    head(x, offsets, labels, genes) -> HeadOutput      heads that read gene expression too
 
 A bag's numbers do not depend on the bags it is packed with. Offsets belong on the CPU: the sizes of
 the bags are then known without waiting for a GPU.
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,15 +32,43 @@ class HeadOutput:
     """What a head makes of a batch.
 
     logits: class scores before the softmax; for survival, of the hazards of the time bins, or one
-        risk.
-    attention: weights of the patches, which sum to one in each bag; one column per class where the
-        head has several; None where it has none.
+        risk; of a text, scores of the next token at each of its places.
+    attention: weights of the patches, which sum to one in each bag; one column per class, or per
+        group of genes, where the head has several; None where it has none.
     extra_loss: to be added to the loss in training; the mean over the bags of the batch.
+    chunks: logits of the chunks of each bag, where the head cuts large bags into several: the loss
+        of such a bag is the mean of its chunks' losses.
     """
 
-    logits: Float[Tensor, "bag output"]
+    logits: Float[Tensor, "bag ..."]
     attention: Float[Tensor, " row"] | Float[Tensor, "row class"] | None = None
     extra_loss: Float[Tensor, ""] | None = None
+    chunks: tuple[Float[Tensor, "_ output"], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneLayout:
+    """What a head that reads genes is built for.
+
+    genes: number of genes in the vocabulary. groups: number of genes in each group.
+    digest: of the names of both, so that a trained head is not given other genes; may be empty.
+    """
+
+    genes: int
+    groups: tuple[int, ...] = ()
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedGenes:
+    """Gene expression of the bags of a batch, and the groups in which its genes are read.
+
+    values: logarithmic expression as stored, each gene of the vocabulary once; NaN: not measured.
+    columns: of each group the places of its genes; a gene may be in several groups, or in none.
+    """
+
+    values: Float[Tensor, "bag gene"]
+    columns: tuple[Int64[Tensor, " _"], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +81,17 @@ class HeadSpec:
     attention: its output has attention.
     trained: by gradient; if not, it has `fit` (`FittedHead`).
     kinds: of task that it can be used for.
+    genes: what it reads of gene expression: nothing, all genes, or groups of genes. One that reads
+        any is a `GeneHead`, and `build` takes a `GeneLayout` as its fourth argument.
     """
 
     name: str
     config: type
-    build: Callable[[Any, int, int], nn.Module]
+    build: Callable[..., nn.Module]
     attention: bool
     trained: bool = True
     kinds: tuple[str, ...] = (CLASSIFICATION, SURVIVAL)
+    genes: Literal["", "all", "groups"] = ""
 
 
 @runtime_checkable
@@ -73,6 +105,14 @@ class FittedHead(Protocol):
         labels: Int64[Tensor, " bag"],
     ) -> None:
         """Take in the whole training split."""
+
+
+@runtime_checkable
+class GeneHead(Protocol):
+    """A head that takes `GroupedGenes` too; it is told once how genes spread over training."""
+
+    def learn_genes(self, values: Float[Tensor, "case gene"]) -> None:
+        """Take mean and spread of every gene from the cases of the training split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

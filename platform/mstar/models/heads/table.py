@@ -10,16 +10,22 @@ from torch import nn
 from mstar.errors import ConfigError
 from mstar.models.heads.abmil import AbmilConfig, build_abmil, build_abmil_gated
 from mstar.models.heads.clam import ClamConfig, build_clam_mb, build_clam_sb
-from mstar.models.heads.contract import CLASSIFICATION, SURVIVAL, HeadSpec
+from mstar.models.heads.cmta import Cmta, CmtaConfig
+from mstar.models.heads.contract import CLASSIFICATION, SURVIVAL, GeneLayout, HeadSpec
 from mstar.models.heads.cox_linear import CoxLinear, CoxLinearConfig
 from mstar.models.heads.dsmil import Dsmil, DsmilConfig
 from mstar.models.heads.knn import KNearestNeighbours, KnnConfig
 from mstar.models.heads.linear import LinearConfig, LinearProbe
+from mstar.models.heads.mcat import Mcat, McatConfig
+from mstar.models.heads.motcat import Motcat, MotcatConfig
+from mstar.models.heads.porpoise import Porpoise, PorpoiseConfig
 from mstar.models.heads.prototype import PrototypeConfig, Prototypes
+from mstar.models.heads.snn import Snn, SnnConfig
 from mstar.models.heads.transmil import TransMil, TransMilConfig
 from mstar.models.heads.transmil_plus import TransMilPlus, TransMilPlusConfig
 
 _CLASSES_ONLY = (CLASSIFICATION,)
+_SURVIVAL_ONLY = (SURVIVAL,)
 
 _ROWS = (
     HeadSpec(name="linear", config=LinearConfig, build=LinearProbe, attention=False),
@@ -51,10 +57,52 @@ _ROWS = (
         config=CoxLinearConfig,
         build=CoxLinear,
         attention=False,
-        kinds=(SURVIVAL,),
+        kinds=_SURVIVAL_ONLY,
+    ),
+    HeadSpec(
+        name="snn",
+        config=SnnConfig,
+        build=Snn,
+        attention=False,
+        kinds=_SURVIVAL_ONLY,
+        genes="all",
+    ),
+    HeadSpec(
+        name="mcat",
+        config=McatConfig,
+        build=Mcat,
+        attention=True,
+        kinds=_SURVIVAL_ONLY,
+        genes="groups",
+    ),
+    HeadSpec(
+        name="porpoise",
+        config=PorpoiseConfig,
+        build=Porpoise,
+        attention=True,
+        kinds=_SURVIVAL_ONLY,
+        genes="all",
+    ),
+    HeadSpec(
+        name="motcat",
+        config=MotcatConfig,
+        build=Motcat,
+        attention=True,
+        kinds=_SURVIVAL_ONLY,
+        genes="groups",
+    ),
+    HeadSpec(
+        name="cmta",
+        config=CmtaConfig,
+        build=Cmta,
+        attention=False,
+        kinds=_SURVIVAL_ONLY,
+        genes="groups",
     ),
 )
 HEADS: dict[str, HeadSpec] = {row.name: row for row in _ROWS}
+FUSION_HEADS = ("mcat", "porpoise", "motcat", "cmta")
+"""Heads that join a slide with its genes; `abmil` and `snn` are their arms."""
 
 
 def head_spec(name: str) -> HeadSpec:
@@ -94,7 +142,32 @@ def head_config(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def build_head(
-    name: str, options: Mapping[str, Any], *, input_dim: int, num_outputs: int
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    input_dim: int,
+    num_outputs: int,
+    genes: GeneLayout | None = None,
 ) -> nn.Module:
-    """A head from its name, its options, the length of the features and its number of outputs."""
-    return head_spec(name).build(head_config(name, options), input_dim, num_outputs)
+    """A head from its name, its options, the length of the features and its number of outputs.
+
+    Args:
+        name: in HEADS.
+        options: those that differ from its defaults.
+        input_dim: length of a feature vector.
+        num_outputs: of its logits.
+        genes: what heads that read gene expression are built for; others leave it aside.
+
+    Raises:
+        ConfigError: no such head or option, or it reads genes and there are none.
+    """
+    spec = head_spec(name)
+    config = head_config(name, options)
+    if not spec.genes:
+        return spec.build(config, input_dim, num_outputs)
+    if genes is None:
+        raise ConfigError(
+            f"head {name}: it reads gene expression, and this task has none. Use it on tasks of "
+            "kind fusion_survival, with --cohort or --genes."
+        )
+    return spec.build(config, input_dim, num_outputs, genes)

@@ -1,0 +1,44 @@
+"""From the scores of a slide's patches to its scores: the best patches count (MI-Zero).
+
+A column is a class (or a prompt, or a report); its best patches are chosen for it alone. A slide of
+fewer patches than asked for takes all of them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+COLUMNS_AT_ONCE = 4096
+
+
+def top_means(
+    scores: Float32[Tensor, "patch column"], tops: Sequence[int]
+) -> Float32[Tensor, "top column"]:
+    """Of each column, the mean of its best patches, for each number of them."""
+    most = min(max(tops), len(scores))
+    best = scores.topk(most, dim=0).values.double().cumsum(0)
+    taken = torch.tensor([min(top, most) for top in tops], device=scores.device)
+    return (best[taken - 1] / taken[:, None]).float()
+
+
+def top_votes(
+    scores: Float32[Tensor, "patch label"], tops: Sequence[int]
+) -> Float32[Tensor, "top label"]:
+    """Shares of the votes: the patches that are surest of any class vote for that class."""
+    most = min(max(tops), len(scores))
+    sure, label = scores.max(dim=1)
+    voters = label[sure.topk(most).indices]
+    votes = one_hot(voters, scores.shape[1]).double().cumsum(0)
+    taken = torch.tensor([min(top, most) for top in tops], device=scores.device)
+    return (votes[taken - 1] / taken[:, None]).float()
+
+
+def text_scores(
+    patches: Float32[Tensor, "patch dim"], texts: Float32[Tensor, "text dim"], tops: Sequence[int]
+) -> Float32[Tensor, "top text"]:
+    """`top_means` of the cosines with many texts, some columns at a time."""
+    parts = [top_means(patches @ some.T, tops) for some in texts.split(COLUMNS_AT_ONCE)]
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,19 @@
+"""CMTA: step size, decay, dropout, and the weight of the alignment."""
+
+from mstar.downstream.spaces import Choice, LogUniform, Space, Uniform
+
+SPACE = Space(
+    heads=("cmta",),
+    search={
+        "lr": LogUniform(2e-5, 2e-3),
+        "weight_decay": LogUniform(1e-6, 1e-2),
+        "optimizer": Choice(("adam", "adamw")),
+        "head_options.dropout": Uniform(0.0, 0.5),
+        "head_options.alignment": Choice((0.0, 0.1, 1.0)),
+    },
+    sampler="tpe",
+    samples=32,
+    population=8,
+    epochs=(10, 30),
+    keep=3,
+)
