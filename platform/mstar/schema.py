@@ -35,7 +35,7 @@ class Grid:
 
     slide_id: str
     coords: Int64[np.ndarray, "patch 2"]  # level-0 top-left (x, y), row-major
-    grid_mode: str  # exact | prepath | clam | trident | imported
+    grid_mode: str  # exact | prepath | clam | trident | imported | none (no coordinates)
     patch_px: int  # side at target_mpp
     patch_size_l0: int  # side on level 0, rounded
     overlap_px: int  # at target_mpp
@@ -54,3 +54,8 @@ class Grid:
     def __len__(self) -> int:
         """Number of patches."""
         return len(self.coords)
+
+    @property
+    def has_coords(self) -> bool:
+        """Whether it is known where the patches are; of imported features it may not be."""
+        return self.grid_mode != "none"

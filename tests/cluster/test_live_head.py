@@ -1,5 +1,6 @@
 """On a real `ray start`: our metrics reach the exporter, and drain-node tells Ray of its node."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -73,20 +74,11 @@ sys.stdin.read()
 
 def test_grafana_would_see_what_a_job_publishes(head: Node) -> None:
     """By the name and label that the dashboard asks for."""
-    driver = subprocess.Popen(
-        [sys.executable, "-c", PUBLISH, head.address],
-        env=head.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "published\n"
+    with driver(head, PUBLISH) as publishing:
+        assert publishing.stdout is not None
+        assert publishing.stdout.readline() == "published\n"
         lines = wait_for_lines(head.metrics, "ray_mstar_patches_per_s")
         assert any('job_kind="embed"' in line and line.endswith(" 812.5") for line in lines), lines
-    finally:
-        driver.communicate("")
 
 
 def wait_for_lines(
@@ -112,40 +104,47 @@ def test_a_node_that_drains_is_marked(head: Node) -> None:
     """Ray knows the deadline; where there is no node at the address, the hook says so."""
     command = [sys.executable, str(CLUSTER / "bin" / "drain-node"), "60", "--no-wait"]
     command += ["--address", head.address]
-    stranger = subprocess.run(
-        [*command, "--ip", "192.0.2.1"], env=head.environment, capture_output=True, text=True
-    )
-    assert stranger.returncode == 1
-    assert "0 living nodes at 192.0.2.1" in stranger.stderr
-    at = asked(head, ADDRESS).strip()  # Ray puts the machine's own in the place of 127.0.0.1
-    taken = subprocess.run(
-        [*command, "--ip", at], env=head.environment, capture_output=True, text=True
-    )
-    assert taken.returncode == 0, taken.stderr
-    (deadline_ms,) = map(int, asked(head, DRAINING).split())
+    with driver(head, WATCH) as watching:
+        assert watching.stdin is not None
+        assert watching.stdout is not None
+        at = watching.stdout.readline().strip()  # Ray puts the machine's own for 127.0.0.1
+        stranger = subprocess.run(
+            [*command, "--ip", "192.0.2.1"], env=head.environment, capture_output=True, text=True
+        )
+        assert stranger.returncode == 1
+        assert "0 living nodes at 192.0.2.1" in stranger.stderr
+        taken = subprocess.run(
+            [*command, "--ip", at], env=head.environment, capture_output=True, text=True
+        )
+        assert taken.returncode == 0, taken.stderr
+        watching.stdin.write("\n")
+        watching.stdin.flush()
+        (deadline_ms,) = map(int, watching.stdout.readline().split())
     assert 0 < deadline_ms / 1000 - time.time() <= 60
 
 
-def asked(head: Node, program: str) -> str:
-    """What a driver of its own prints."""
-    ended = subprocess.run(
-        [sys.executable, "-c", program, head.address],
-        env=head.environment,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-ADDRESS = """
-import sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False)
-print(*[node["NodeManagerAddress"] for node in ray.nodes()])
-"""
-DRAINING = """
+WATCH = """
 import sys, ray
 from ray._private.state import state
 ray.init(address=sys.argv[1], log_to_driver=False)
-print(*state.get_draining_nodes().values())
+print(*[node["NodeManagerAddress"] for node in ray.nodes()], flush=True)
+sys.stdin.readline()
+print(*state.get_draining_nodes().values(), flush=True)
+sys.stdin.read()
 """
+
+
+@contextlib.contextmanager
+def driver(head: Node, program: str) -> Iterator["subprocess.Popen[str]"]:
+    """A driver of its own, spoken to by lines; it ends when its input does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, head.address],
+        env=head.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.communicate("", timeout=60)

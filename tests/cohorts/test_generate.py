@@ -72,7 +72,12 @@ def test_another_seed_gives_another_cohort(made: Path, tmp_path: Path) -> None:
     run(make(tmp_path, seed=6))
     ours, theirs = digests(made), digests(tmp_path)
     same = {name for name in ours if ours[name] == theirs.get(name)}
-    assert same <= {"tasks.csv", "truth/genes.csv", "truth/fact_phrases.csv", "expression/genes.csv"}
+    assert same <= {
+        "tasks.csv",
+        "truth/genes.csv",
+        "truth/fact_phrases.csv",
+        "expression/genes.csv",
+    }
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(

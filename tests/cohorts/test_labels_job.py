@@ -4,20 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
-from support.published_files import case, put, tcga, write_cohort, write_public_sets
 
 from mstar.cli.main import main
 from mstar.cohorts.labels_config import LabelsBuildConfig
 from mstar.cohorts.labels_job import build_labels, run
 from mstar.cohorts.labels_report import summary_lines
 from mstar.data.label_tables import read_label_table
-from mstar.data.labels import ClassLabel, SurvivalLabel, read_class_labels
+from mstar.data.labels import ClassLabel, SurvivalLabel
 from mstar.data.task_registry import read_task_registry
 from mstar.errors import ConfigError, SplitError
 from mstar.training.exit_codes import ExitCode
+from support.published_files import case, put, tcga, write_cohort, write_public_sets
 
 
-@pytest.fixture()
+@pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Every public data set but TCGA."""
     folder = tmp_path / "S"
@@ -81,12 +81,13 @@ def test_tables_are_those_that_tasks_read_and_parts_keep_patients(
     for path in (tmp_path / "L").glob("*.csv"):
         table = read_label_table(str(path), registry.get(path.stem))
         assert table.samples
-    rows = read_class_labels(str(tmp_path / "L" / "camelyon_metastasis.csv"))
-    of_patient = {row.split for row in rows if row.case_id == "patient_000"}
-    assert len(of_patient) == 1
-    assert None not in {row.split for row in rows}
-    twin = read_class_labels(str(tmp_path / "L" / "camelyon_zero_shot.csv"))
-    assert [row.split for row in twin] == [row.split for row in rows]
+    first, twin = (
+        read_label_table(str(tmp_path / "L" / f"{name}.csv"), registry.get(name)).samples
+        for name in ("camelyon_metastasis", "camelyon_zero_shot")
+    )
+    parts = {sample.folds["0"] for sample in first if sample.patient == "patient_000"}
+    assert len(parts) == 1, "nodes of one patient stay together"
+    assert [sample.folds for sample in twin] == [sample.folds for sample in first]
 
 
 def test_parts_have_the_shares_asked_for(tmp_path: Path) -> None:
@@ -114,8 +115,9 @@ def test_run_again_writes_nothing_and_other_settings_are_refused(
     assert main(words) == ExitCode.FAILED
     assert "camelyon_metastasis" in capsys.readouterr().err
     assert main([*words, "--replace"]) == ExitCode.COMPLETE
-    rows = read_class_labels(str(tmp_path / "L" / "camelyon_metastasis.csv"))
-    assert sum(row.label == "metastasis" for row in rows) == 2
+    task = read_task_registry().get("camelyon_metastasis")
+    table = read_label_table(str(tmp_path / "L" / "camelyon_metastasis.csv"), task)
+    assert sum(sample.label == 1 for sample in table.samples) == 2
 
 
 def test_record_says_what_made_the_tables(sources: Path, tmp_path: Path) -> None:

@@ -254,10 +254,15 @@ def test_external_tasks_share_no_patient_and_all_classes_with_their_source(tmp_p
         prepare_external(turned, table, stores=[STORE], internal=internal)
 
 
-def test_kinds_that_come_later_say_so(tmp_path: Path) -> None:
-    task = survival_task(kind="fusion_survival")
-    with pytest.raises(ConfigError, match="fusion with gene expression comes later"):
-        prepare_task(task, labelled(tmp_path, PARTS, task), stores=[STORE])
+def test_a_task_that_trains_nothing_has_a_test_part_alone(tmp_path: Path) -> None:
+    """Of the table's own parts, or all of it where the table is the published test fold."""
+    task = binary_task(kind="zero_shot", split_policy="test_fold")
+    data = prepare_task(task, labelled(tmp_path, PARTS, task), stores=[STORE])
+    assert not len(data.folds[0].train)
+    assert not len(data.folds[0].val)
+    assert len(data.samples) == len(data.folds[0].test) == PARTS.count("test")
+    whole = prepare_task(task, labelled(tmp_path, task=task), stores=[STORE])
+    assert len(whole.folds[0].test) == len(whole.samples) == len(PARTS)
 
 
 def test_digests_follow_the_data(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_tasks_are_chosen_by_id_and_group_in_the_order_of_the_list() -> None:
     assert ids == ["tcga_brca_os", "tcga_crc_os", "aux_tcga_stad_dfs"]
     assert len(PAPER.select(["survival"])) == 16
     assert len(PAPER.select(["classification"])) == 61  # ordinal ones among them
-    assert len(PAPER.select(["runnable"])) == 77
+    assert len(PAPER.select(["zero_shot"])) == 8  # as a regime: retrieval too
     assert {task.number for task in PAPER.select(["pathological_staging"])} == {21}
     with pytest.raises(ConfigError, match=r"'tcga_brca_oss'.*Did you mean.* tcga_brca_os"):
         PAPER.select(["tcga_brca_oss"])

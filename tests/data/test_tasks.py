@@ -82,17 +82,6 @@ def test_the_reference_is_unchanged_and_more_is_said_of_each_row() -> None:
     assert {task.number for task in read_tasks() if task.split_file} == published
 
 
-def test_kinds_that_cannot_be_run_say_that_they_come_later() -> None:
-    later = Counter(task.kind for task in read_tasks() if task.comes_later)
-    assert later == {
-        "zero_shot": 6,
-        "retrieval": 2,
-        "report_generation": 3,
-        "fusion_survival": 9,
-    }
-    assert all("later" in task.comes_later for task in read_tasks() if task.kind in later)
-
-
 def test_codes_come_from_the_row_and_aliases_are_taken() -> None:
     task = next(task for task in read_tasks() if task.task_id == "camelyon_metastasis")
     codes = [task.code_of(name) for name in ("normal", "metastasis", "tumor", "Tumor")]

@@ -89,17 +89,17 @@ def check(cohort: Path, **fields: object) -> dict[str, TaskState]:
 
 
 def test_every_task_with_labels_of_the_generated_cohort_is_ready(cohort: Path) -> None:
-    """61 with classes and 16 of survival; the other 20 say that they come later."""
+    """All 97, and those that every generated cohort has; fusion asks for gene expression."""
     states = check(cohort)
     refused = {task_id: state.reason for task_id, state in states.items() if state.reason}
-    assert {t: r for t, r in refused.items() if "later" not in r} == {}
+    assert len(refused) == 9
+    assert all(states[task_id].state == "no genes" for task_id in refused)
     ready = [state for state in states.values() if state.state == "ready"]
-    assert len(ready) == 61 + 16 + len(labels.planted_tasks(CONFIG))
-    assert sum(state.state == "later" for state in states.values()) == 20
+    assert len(ready) == 88 + len(labels.planted_tasks(CONFIG))
     for state in ready:
         data = state.data["mstar"]
         assert (data.data_source, data.match.rate) == ("generated", 1.0)
-        tests_only = state.task.trained_on is not None
+        tests_only = state.task.split_policy in ("test_only", "test_fold")
         assert bool(len(data.folds[0].train)) != tests_only
         trained = {data.patients[at] for at in data.folds[0].train.tolist()}
         assert not trained & {data.patients[at] for at in data.folds[0].test.tolist()}
@@ -137,11 +137,11 @@ def test_a_task_without_features_is_reported_not_shrunk(
         labels=str(cohort / "labels"),
         features=(f"full={cohort / 'F'}", f"half={half}"),
         cohort=str(cohort),
-        tasks=("tcga_brca_os", "tcga_retrieval"),
+        tasks=("tcga_brca_os",),
     )
     assert run_check(config) == ExitCode.EXCLUSIONS
     shown = capsys.readouterr().out
-    assert "1 later, 1 refused" in shown
+    assert "1 refused" in shown
     assert "not with half" in shown
     assert "samples lack features" in shown
     assert "(100.0%), by rule:" in shown
@@ -169,14 +169,13 @@ def test_a_published_split_that_leaks_is_marked(
     assert "leak: " in capsys.readouterr().out
 
 
-def test_all_97_are_listed_with_what_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_97_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_list(TasksListConfig()) == ExitCode.COMPLETE
     lines = capsys.readouterr().out.splitlines()
     assert sum(line[:1].isdigit() for line in lines) == 97
     assert "97 tasks: 57 classification, 4 ordinal" in lines[-2]
     assert "aux_tcga_stad_lauren" in lines[-1]
     by_id = {line.split()[1]: line for line in lines[1:98]}
-    assert by_id["tcga_retrieval"].endswith("later")
     assert by_id["tcga_mutation_unlisted_1"].endswith("not named by the paper")
     assert run_list(TasksListConfig(registry="mstar-v1")) == ExitCode.COMPLETE
     assert "mstar-v1: 43 tasks" in capsys.readouterr().out

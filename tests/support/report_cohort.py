@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from mstar.cohorts.generated.config import GenerateConfig
-from mstar.cohorts.generated.facts import write_facts
 from mstar.cohorts.generated.factors import CaseFactors, iter_cases, slide_ids_of
+from mstar.cohorts.generated.facts import write_facts
 from mstar.cohorts.generated.reports import compose
 from mstar.data.label_tables import Match, Sample
 from mstar.data.reports import Report, clean_report, write_reports

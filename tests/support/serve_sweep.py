@@ -25,6 +25,9 @@ def serve(config: SweepConfig, *, most: int | None = None, slots: int = 1) -> Sc
         stores=stores,
         cache_dir=config.cache_dir,
         figures=config.figures,
+        sources=config.sources,
+        options=config.option,
+        seeds=tuple(range(1, config.seeds + 1)),
     )
     worker = PieceWorker(settings, plan.tasks.__getitem__)
     with closing(Journal(config.out)) as journal:

@@ -43,7 +43,7 @@ def test_actors_refuse_before_they_are_built(actor: type) -> None:
 
 @pytest.mark.usefixtures("other_driver")
 def test_a_piece_of_a_sweep_is_answered_with_the_reason() -> None:
-    worker = PieceWorker(Mock(spec=WorkerSettings, protocol="mstar"), Mock())
+    worker = PieceWorker(Mock(spec=WorkerSettings, protocol="honest"), Mock())
     answer = worker.work(Mock(spec=Piece))
     assert "other code than the driver" in answer.failed
     assert answer.transient

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from mstar.cli.doctor_checks import CHECKS, Check, Place, run_check
+from mstar.cli.doctor_checks import CHECKS as MACHINE_CHECKS
+from mstar.cli.doctor_checks import Check, Place, run_check
+from mstar.cli.doctor_encoders import check_encoder
 from mstar.errors import ConfigError, MstarError
 from mstar.schema import SlideRef
 from mstar.storage.cache import SlideCache, default_cache_dir
@@ -22,6 +24,7 @@ from mstar.training.exit_codes import ExitCode
 if TYPE_CHECKING:
     from mstar.slides.reader import SlideDescription
 
+CHECKS = {**MACHINE_CHECKS, "encoder": check_encoder}
 CACHE_BYTES = 20 << 30
 PREVIEWS_AT_ONCE = 4
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -47,6 +50,8 @@ class DoctorConfig:
     """Folder of the slide cache; default MSTAR_CACHE_DIR or below the temporary folder."""
     s3: str | None = None
     """Object store to try, for example s3://bucket/folder; AWS_ENDPOINT_URL alone tries as well."""
+    encoder: str = ""
+    """Encoder whose weights are looked for; says what to do about gated ones."""
     json: bool = False
     """Print JSON, one object a line: {"check": …} and {"slide": …}."""
 
@@ -83,7 +88,9 @@ class SlidePreview:
 def run(config: DoctorConfig) -> int:
     """Runs all checks and previews; returns the exit code."""
     cache_dir = config.cache_dir or default_cache_dir()
-    checks = run_checks(Place(out=config.out, cache=cache_dir, s3=config.s3))
+    checks = run_checks(
+        Place(out=config.out, cache=cache_dir, s3=config.s3, encoder=config.encoder)
+    )
     show_checks(checks, as_json=config.json)
     healthy = all(check.status != "fail" for check in checks)
     if config.slides is not None:

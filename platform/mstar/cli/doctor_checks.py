@@ -31,11 +31,13 @@ class Place:
     out: where a job will write, local or s3://.
     cache: folder of the slide cache.
     s3: address to try, None when no object store is meant.
+    encoder: whose weights to look for, empty for none.
     """
 
     out: str
     cache: str
     s3: str | None
+    encoder: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,23 @@ def check_mlflow(place: Place) -> Check:
     return Check(name="mlflow", status="ok" if fine else "warn", found=found, way_out=way_out)
 
 
+def check_text_metrics(place: Place) -> Check:
+    """BLEU, ROUGE-L and METEOR of generated reports; WordNet adds METEOR with synonyms."""
+    code = (
+        "import nltk, rouge_score, sacrebleu; from nltk.corpus import wordnet;"
+        "from nltk.translate.meteor_score import single_meteor_score as m;"
+        "none = type('', (), {'synsets': staticmethod(lambda word: [])})();"
+        "assert m(['a', 'b'], ['a', 'b'], wordnet=none) > 0.9\n"
+        "try: wordnet.synsets('tumour'); found = 'there'\n"
+        "except (LookupError, OSError): found = 'not there: no meteor_wordnet'\n"
+        "print('sacrebleu ' + sacrebleu.__version__ + ', nltk ' + nltk.__version__ + "
+        "', METEOR by words and stems (no Java), WordNet ' + found)"
+    )
+    fine, said = probe(code)
+    way_out = "" if fine else "pip install sacrebleu rouge-score nltk; report generation needs them"
+    return Check(name="text metrics", status="ok" if fine else "warn", found=said, way_out=way_out)
+
+
 def check_disk(place: Place) -> Check:
     """Room for the output, the slide cache, and Ray's and other temporary files."""
     folders = {
@@ -209,6 +228,7 @@ CHECKS: dict[str, Callable[[Place], Check]] = {
     "libvips": check_vips,
     "s3": check_s3,
     "mlflow": check_mlflow,
+    "text metrics": check_text_metrics,
     "disk": check_disk,
     "open files": check_open_files,
 }

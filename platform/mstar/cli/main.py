@@ -133,13 +133,28 @@ JOBS = {
         run="mstar.downstream.results.job:run",
         config="mstar.downstream.results.config:ResultsConfig",
     ),
+    "retrieve": Job(
+        summary="a text, or a case → the cases most like it, with their most similar patches",
+        run="mstar.downstream.language.retrieve_job:run",
+        config="mstar.downstream.language.retrieve_job:RetrieveConfig",
+    ),
+    "heatmap": Job(
+        summary="a text + slides → which patches are like it; PNG and GeoJSON",
+        run="mstar.downstream.language.heatmap_job:run",
+        config="mstar.downstream.language.heatmap_job:HeatmapConfig",
+    ),
+    "encode": Job(
+        summary="features, reports, RNA + stage 1 → one vector each: Parquet, AnnData, TRIDENT",
+        run="mstar.downstream.encode_job:run",
+        config="mstar.downstream.encode_config:EncodeConfig",
+    ),
     "export": Job(
-        summary="features → the layout of CLAM, mSTAR, TRIDENT or STAMP",
+        summary="features → the layout of CLAM, mSTAR, TRIDENT, STAMP, or arrays",
         run="mstar.cli.exchange:export_features",
         config="mstar.cli.exchange:ExportConfig",
     ),
     "import": Job(
-        summary="features of CLAM, mSTAR, TRIDENT or STAMP → ours",
+        summary="features of CLAM, mSTAR, TRIDENT, STAMP, or plain arrays → ours",
         run="mstar.cli.exchange:import_features",
         config="mstar.cli.exchange:ImportConfig",
     ),

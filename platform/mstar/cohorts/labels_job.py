@@ -119,8 +119,10 @@ def _outcome(
         _Shelf(sources=Sources(config.sources, DATASETS[recipe.dataset]), cohort=cohort),
     )
     sources = shelf.sources
-    if not sources.is_there and recipe.derivation != "cancer_type":
-        return TaskOutcome(task=task, state="no files", reason=f"nothing in {sources.folder}")
+    needs_files = recipe.derivation != "cancer_type"
+    if not (sources.is_there if needs_files else cohort):
+        where = sources.folder if needs_files else "--cohort"
+        return TaskOutcome(task=task, state="no files", reason=f"nothing in {where}")
     sources.used = {}
     try:
         derived = derive(_context(config, task, recipe, shelf, genes))

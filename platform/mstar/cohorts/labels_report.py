@@ -7,6 +7,7 @@ from mstar.cohorts.labels_config import LabelsBuildConfig
 from mstar.cohorts.labels_result import TaskOutcome
 
 REASONS_SHOWN = 4
+NAMES_SHOWN = 2
 
 
 def summary_lines(
@@ -66,5 +67,7 @@ def _others(outcomes: Sequence[TaskOutcome]) -> Iterator[str]:
         if outcome.state != "built":
             reasons.setdefault((outcome.state, outcome.reason), []).append(outcome.task.task_id)
     for (state, reason), ids in reasons.items():
-        names = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({', '.join(ids[:2])}, …)"
+        more = ", …" if len(ids) > NAMES_SHOWN else ""
+        shown = ", ".join(ids[:NAMES_SHOWN]) + more
+        names = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({shown})"
         yield f"  {state:<9} {names}: {reason}"

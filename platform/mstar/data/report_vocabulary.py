@@ -52,6 +52,7 @@ class ReportVocabulary:
                 f"vocabulary: expected one of this package, got {type(error).__name__}. Train the "
                 "model again."
             ) from error
+        self._tokenizer.encode_special_tokens = True  # [END] in a report is plain text
         self.pad, self.begin, self.end = found.pad, found.begin, found.end
         self.state = state
         self._special = {found.pad, found.begin, found.end}

@@ -107,7 +107,7 @@ def prepare_task(
     """Match, cut and check the samples of a task that is run by itself.
 
     Args:
-        task: of a kind that can be run.
+        task: any but an external one.
         table: its labels.
         stores: feature stores of one encoder, or the sets of their slide ids.
         registry: the cohort's; decides wherever it knows the cases.
@@ -126,7 +126,6 @@ def prepare_task(
         SplitError: no split, a leak, or a part that cannot be learnt from or scored.
         TableError: an id may mean several slides.
     """
-    _refuse_later(task)
     assert table.task_id == task.task_id
     samples, match, dropped = with_features(table, stores, max_missing)
     samples = _with_genes(task, table, samples, genes, dropped)
@@ -171,10 +170,9 @@ def prepare_external(
         genes: as for `prepare_task`.
 
     Raises:
-        ConfigError: the kind cannot be run yet, or the models are of other classes.
+        ConfigError: the models are of other classes.
         CohortError, FeatureError, SplitError, TableError: as for `prepare_task`.
     """
-    _refuse_later(task)
     if internal is not None:
         _refuse_other_classes(task, internal)
     _refuse_other_parts(table)
@@ -196,11 +194,6 @@ def prepare_external(
         )
     data = _task_data(task, table, samples, cut, match, dropped, len(shared), ("test",))
     return _genes_added(data, genes)
-
-
-def _refuse_later(task: Task) -> None:
-    if task.comes_later:
-        raise ConfigError(f"task {task.task_id}: {task.comes_later}. Leave it out.")
 
 
 def _with_genes(

@@ -49,13 +49,12 @@ class TaskRegistry:
     def groups(self) -> Mapping[str, tuple[Task, ...]]:
         """Name of a group → its tasks: kinds, categories, types, regimes, units, data sets.
 
-        `runnable` are those that do not come later; ordinal tasks are in `classification` too.
+        Ordinal tasks are in `classification` too.
         """
         found: dict[str, list[Task]] = {}
         for task in self.tasks:
             names = [getattr(task, column) for column in _GROUPED_BY]
             names += ["classification"] if task.kind == "ordinal" else []
-            names += [] if task.comes_later else ["runnable"]
             for name in dict.fromkeys(names):
                 found.setdefault(name, []).append(task)
         return {name: tuple(tasks) for name, tasks in found.items() if name}

@@ -58,9 +58,6 @@ SPLIT_POLICIES = {
     "train_only": "trains and validates the head of other tasks, tests nothing",
     "test_fold": "the test part of a labelled data set, nothing is trained",
 }
-LATER: dict[str, str] = {}
-"""Kinds that are listed and cannot be run yet, with the reason; all can."""
-
 _CLASSED = ("classification", "ordinal", "zero_shot", "few_shot")
 _SURVIVAL = ("survival", "fusion_survival")
 _POLICY_OF_REGIME = {
@@ -157,11 +154,6 @@ class Task:
     def reads_genes(self) -> bool:
         """Whether its samples are slides and gene expression together."""
         return self.kind == "fusion_survival"
-
-    @property
-    def comes_later(self) -> str:
-        """Why tasks of this kind cannot be run yet; empty for those that can."""
-        return LATER.get(self.kind, "")
 
     @property
     def split_sizes(self) -> tuple[int, int, int] | None:

@@ -111,9 +111,9 @@ FAMILIES: dict[str, Family] = {
         Family(
             kind="few_shot",
             methods={
-                "few_prototype": f"{_LANGUAGE}.options:FewShotOptions",
-                "few_linear": f"{_LANGUAGE}.options:FewShotOptions",
-                "few_abmil": f"{_LANGUAGE}.options:FewShotOptions",
+                "few_prototype": f"{_LANGUAGE}.options:FewPrototypeOptions",
+                "few_linear": f"{_LANGUAGE}.options:FewLinearOptions",
+                "few_abmil": f"{_LANGUAGE}.options:FewAbmilOptions",
             },
             run=f"{_LANGUAGE}.few_shot:run",
             check=f"{_LANGUAGE}.few_shot:check",

@@ -32,6 +32,8 @@ def study_figures(predictions: Predictions) -> dict[str, Any]:
     """Name → figure: what there is to draw for the kind of task."""
     if predictions.facts.kind == "survival":
         return {"km": km_figure(predictions)}
+    if predictions.facts.kind != "classification":
+        return {}
     return {
         "roc": roc_figure(predictions),
         "pr": pr_figure(predictions),

@@ -16,7 +16,7 @@ from mstar.data.task_registry import TaskRegistry
 from mstar.data.tasks import Task
 from mstar.errors import MstarError
 
-State = Literal["ready", "no labels", "no genes", "later", "refused"]
+State = Literal["ready", "no labels", "no genes", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +79,6 @@ def _state(
     settings: SurveySettings,
     before: Mapping[str, TaskState],
 ) -> TaskState:
-    if task.comes_later:
-        return TaskState(task=task, state="later", reason=task.comes_later)
     if task.task_id not in tables:
         reason = f"no label table {task.task_id}.csv (or .tsv, .parquet) in the labels folder"
         return TaskState(task=task, state="no labels", reason=reason)

@@ -8,6 +8,7 @@ from typing import Any
 from mstar.data.label_tables.dialects import DIALECTS
 from mstar.data.task_registry import TaskRegistry
 from mstar.data.tasks import SPLIT_POLICIES, Task
+from mstar.downstream.families import family_of
 from mstar.downstream.task_survey import TaskState
 
 _MARKS = {
@@ -37,10 +38,9 @@ def listing(registry: TaskRegistry, tasks: Sequence[Task]) -> str:
         for task in tasks
     ]
     counts = Counter(task.kind for task in tasks)
-    later = sum(bool(task.comes_later) for task in tasks)
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     lines = _table(head, rows)
-    lines += ["", f"{registry.name}: {len(tasks)} tasks: {summary}; {later} of them come later"]
+    lines += ["", f"{registry.name}: {len(tasks)} tasks: {summary}"]
     auxiliary = [task.task_id for task in registry.auxiliary]
     if auxiliary:
         lines.append(f"train heads for external tasks, none of the list: {', '.join(auxiliary)}")
@@ -56,8 +56,6 @@ def details(registry: TaskRegistry, task: Task) -> str:
     values["label_aliases"] = ", ".join(f"{other} = {name}" for other, name in task.label_aliases)
     lines += [f"  {name:<17} {value}" for name, value in values.items() if value not in (None, "")]
     lines += ["", "needs", *(f"  {line}" for line in needs(registry, task))]
-    if task.comes_later:
-        lines += ["", task.comes_later]
     return "\n".join(lines)
 
 
@@ -80,12 +78,22 @@ def needs(registry: TaskRegistry, task: Task) -> list[str]:
             "<case>.csv files"
         )
         lines.append("for mcat, motcat and cmta groups of genes: --signatures, or C/signatures.csv")
+    lines.append(f"run as: {_run_as(task)}")
     if task.trained_on:
         lines.append(f"the head of {task.trained_on}, so its labels and features too")
     users = [other.task_id for other in registry.tasks if other.trained_on == task.task_id]
     if users:
         lines.append(f"its head is taken by {', '.join(users)}")
     return lines
+
+
+def _run_as(task: Task) -> str:
+    """How a sweep runs the task, and what it has to be given for that."""
+    family = family_of(task.kind)
+    if family is None:
+        return "heads of --heads, trained by the one loop"
+    flags = " and ".join(f"--{name}" for name in family.needs)
+    return f"one of {', '.join(family.methods)} (--methods)" + (f"; needs {flags}" if flags else "")
 
 
 def states(found: Sequence[TaskState], *, reasons: bool) -> str:
@@ -155,7 +163,7 @@ def _remarks(task: Task) -> list[str]:
     marks = [_MARKS[task.source_certainty]] if task.source_certainty in _MARKS else []
     marks += [f"takes {task.trained_on}"] if task.trained_on else []
     marks += ["class names unpublished"] if task.has_class_labels and not task.class_names else []
-    return marks + (["later"] if task.comes_later else [])
+    return marks
 
 
 def _classes(task: Task) -> str:

@@ -8,6 +8,7 @@ from mstar.data.task_data import TaskData
 from mstar.downstream.config import SELECTION_METRICS, find_protocol, paper_trial, training_kind
 from mstar.downstream.predictions import Predictions
 from mstar.downstream.statistics.bootstrap import fold_estimate
+from mstar.downstream.tasks_report import gene_remark
 from mstar.downstream.train_config import TrainHeadConfig
 
 FEWEST_CASES = 30
@@ -29,6 +30,8 @@ def data_lines(data: TaskData) -> list[str]:
     for fold in data.folds:
         sizes = f"{len(fold.train)} train, {len(fold.val)} validation, {len(fold.test)} test"
         lines.append(f"  fold {fold.name}: {sizes}")
+    if data.genes is not None:
+        lines.append(f"  {gene_remark(data.genes.facts)}")
     lines += [f"  left out: {count} ({reason})" for reason, count in data.dropped.items()]
     if data.leaked_patients:
         lines.append(f"  leak: {data.leaked_patients} patients; kept out of averages")

@@ -156,7 +156,7 @@ class Fit:
         rows = batch.rows.to(self._source.device)
         with self.precision():
             output = batch.through(self.head, self._objective.labels(rows))
-            loss = self._bag_loss(output, rows)
+            loss = self.bag_loss(output, rows)
             if output.extra_loss is not None:
                 loss = loss + output.extra_loss
         loss.backward()  # type: ignore[no-untyped-call]
@@ -172,7 +172,7 @@ class Fit:
         """The loss of some training samples."""
         return self._objective.loss(logits, rows)
 
-    def _bag_loss(self, output: HeadOutput, rows: Int64[Tensor, " bag"]) -> Float[Tensor, ""]:
+    def bag_loss(self, output: HeadOutput, rows: Int64[Tensor, " bag"]) -> Float[Tensor, ""]:
         """Of bags in chunks: the mean of their chunks' losses, where a bag has a loss by itself."""
         if output.chunks is None or self._objective.scores == "cox":
             return self.loss_of(output.logits, rows)

@@ -18,6 +18,7 @@ import tyro
 
 from mstar import config as configs
 from mstar.errors import ConfigError, FeatureError, MstarError
+from mstar.features.coordless import WARNING, require_coords
 from mstar.features.files import UNKNOWN, FeatureProvenance, SlideFeatures, cast_features
 from mstar.features.foreign_grids import read_foreign_grid
 from mstar.features.hdf5 import wrong
@@ -77,11 +78,15 @@ class ImportConfig:
     coords: str = ""
     """Folder of the coordinate files, where it is another one."""
     encoder: str = ""
-    """The encoder to read, or its name where the layout has no place for one (clam)."""
+    """The encoder to read, or its name where the layout has no place for one (clam,
+    plain)."""
     slide_mpp: float | None = None
     """Level-0 resolution of the slides in microns per pixel, where the files do not say it."""
     missing_mpp: Literal["error", "from-objective"] = "error"
     """A slide of unknown mpp: refuse it, or take 10 / its level-0 magnification."""
+    missing_coords: Literal["error", "allow"] = "error"
+    """Features of clam and mstar without coordinates: refuse them, or take them for heads alone (no
+    targets, no heatmaps). Those of plain are always taken."""
     patch_size_l0: int | None = None
     """Patch side in level-0 pixels, where there are no coordinate files to say it."""
     dtype: Literal["keep", "float16", "float32"] = "keep"
@@ -188,6 +193,8 @@ def _export_slide(
     """Writes one slide, counts it, and returns its warnings."""
     content = store.read(slide_id)
     grid = content.grid if isinstance(content, SlideFeatures) else content
+    if layout.name != "plain":
+        require_coords(grid, slide_id, f"files of {layout.name}")
     warning = layout.misfit(grid)
     if warning and misfit == "refuse":
         raise FeatureError(f"{slide_id}: {warning}. Use --misfit warn to export it all the same.")
@@ -293,6 +300,7 @@ def _import_slide(
         mpp=config.slide_mpp,
         patch_size_l0=config.patch_size_l0,
         mpp_from_objective=config.missing_mpp == "from-objective",
+        coords_optional=config.missing_coords == "allow",
     )
     with _local(files) as here:
         slide = layout.read(here, facts)
@@ -307,6 +315,8 @@ def _import_slide(
     dims.update({dim} if len(features) else ())
     report.written += written
     report.already += not written
+    if not slide.grid.has_coords:
+        report.warnings[WARNING] = report.warnings.get(WARNING, 0) + 1
 
 
 def _provenance(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -40,6 +40,9 @@ class EncoderSpec:
         (a fixed computation, which has none), or None.
     ignored_keys: prefixes of checkpoint keys that belong to parts left out on purpose (classifier).
     forward: from module and images to vectors; None calls the module.
+    pooling: how the tokens or maps of a patch become its vector, in words.
+    published: from the names of the published file to the module's; None: they are the same.
+    gated: whether the default weights are given to persons who accepted their terms.
     code_sha256: of the file that defines an encoder which is not ours, else empty.
     """
 
@@ -57,6 +60,9 @@ class EncoderSpec:
     default_weights: str | None = None
     ignored_keys: tuple[str, ...] = ()
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None
+    pooling: str = "as the module gives it"
+    published: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    gated: bool = False
     notes: str = ""
     code_sha256: str = ""
 

@@ -15,8 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mstar.errors import ConfigError
+from mstar.models.compared_encoders import COMPARED
 from mstar.models.encoder_spec import EncoderSpec
 from mstar.models.external import is_external, load_external
+from mstar.models.timm_models import timm_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,17 +29,9 @@ _NC_ND = "CC-BY-NC-ND-4.0"
 _NC_ND_NOTE = "Non-commercial academic use; models trained on its features count as derivatives."
 
 
-def _timm_model(name: str, **arguments: Any) -> nn.Module:
-    """An untrained timm model without classifier."""
-    from mstar.models.torchvision_ops import import_timm
-
-    model: nn.Module = import_timm().create_model(name, num_classes=0, **arguments)
-    return model
-
-
 # What mSTAR and UNI share: ViT-L/16 at 224 px with LayerScale, CLS token.
 build_vit_large = partial(
-    _timm_model,
+    timm_model,
     "vit_large_patch16_224",
     img_size=224,
     patch_size=16,
@@ -50,7 +44,7 @@ def build_resnet50_clam() -> nn.Module:
     """ResNet-50 up to its third block, average-pooled: the 1024-d features of CLAM and its kin."""
     from torch import nn
 
-    model = _timm_model("resnet50")
+    model = timm_model("resnet50")
     model.layer4 = nn.Identity()
     return model
 
@@ -70,6 +64,8 @@ ENCODERS: dict[str, EncoderSpec] = {
         licence=_NC_ND,
         licence_url=_HUB + "Wangyh/mSTAR",
         default_weights="hf-hub:Wangyh/mSTAR",
+        pooling="CLS token",
+        gated=True,
         notes="Gated. " + _NC_ND_NOTE,
     ),
     "uni": EncoderSpec(
@@ -79,16 +75,19 @@ ENCODERS: dict[str, EncoderSpec] = {
         licence=_NC_ND,
         licence_url=_HUB + "MahmoodLab/UNI",
         default_weights="hf-hub:MahmoodLab/UNI",
+        pooling="CLS token",
+        gated=True,
         notes="Gated. " + _NC_ND_NOTE,
     ),
     "resnet50": EncoderSpec(
         name="resnet50",
         dim=2048,
-        build=partial(_timm_model, "resnet50"),
+        build=partial(timm_model, "resnet50"),
         licence="BSD-3-Clause",
         licence_url=_HUB + "timm/resnet50.tv_in1k",
         default_weights="hf-hub:timm/resnet50.tv_in1k",
         ignored_keys=("fc.",),
+        pooling="mean over the map",
         notes="Whole network, average-pooled. Not CLAM's: that is resnet50_clam.",
     ),
     "resnet50_clam": EncoderSpec(
@@ -99,22 +98,24 @@ ENCODERS: dict[str, EncoderSpec] = {
         licence_url=_HUB + "timm/resnet50.tv_in1k",
         default_weights="hf-hub:timm/resnet50.tv_in1k",
         ignored_keys=("fc.", "layer4."),
+        pooling="mean over the map",
         notes="After the third block. CLAM before 2024 fed 256 px without the resize to 224.",
     ),
     "vit_tiny": EncoderSpec(
         name="vit_tiny",
         dim=192,
-        build=partial(_timm_model, "vit_tiny_patch16_224"),
+        build=partial(timm_model, "vit_tiny_patch16_224"),
         licence="Apache-2.0",
         default_weights="random:0",
         ignored_keys=("head.",),
+        pooling="CLS token",
         notes="For tests and the demo. Random weights unless given: features mean nothing.",
     ),
     "vit_micro": EncoderSpec(
         name="vit_micro",
         dim=96,
         build=partial(
-            _timm_model,
+            timm_model,
             "vit_tiny_patch16_224",
             img_size=64,
             patch_size=8,
@@ -127,6 +128,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         licence="Apache-2.0",
         default_weights="random:0",
         ignored_keys=("head.",),
+        pooling="CLS token",
         notes="ViT/8 at 64 px, 4 blocks: small enough to be trained on a CPU, for tests.",
     ),
     "texture": EncoderSpec(
@@ -138,8 +140,10 @@ ENCODERS: dict[str, EncoderSpec] = {
         std=(1.0, 1.0, 1.0),
         licence="Apache-2.0",
         default_weights="built-in",
+        pooling="measures of the whole patch",
         notes="No training: fixed texture measures. A floor for what a trained encoder must beat.",
     ),
+    **COMPARED,
 }
 
 
@@ -161,7 +165,7 @@ def find_encoder(name: str) -> EncoderSpec:
 def timm_call(spec: EncoderSpec) -> str:
     """How plain timm makes an encoder's module, as Python; empty for one that is not timm's."""
     build = spec.build
-    if not (isinstance(build, partial) and build.func is _timm_model):
+    if not (isinstance(build, partial) and build.func is timm_model):
         return ""
     arguments = {**build.keywords, "num_classes": 0}
     named = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
@@ -191,7 +195,7 @@ def _timm_spec(model_name: str) -> EncoderSpec:
     if model_name not in known:
         raise _unknown(TIMM_PREFIX + model_name, [TIMM_PREFIX + n for n in known])
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        model: Any = _timm_model(model_name)
+        model: Any = timm_model(model_name)
     config = model.pretrained_cfg
     data = timm.data.resolve_model_data_config(model)
     hub_id, licence = config.get("hf_hub_id"), config.get("license")
@@ -213,7 +217,7 @@ def _timm_spec(model_name: str) -> EncoderSpec:
 
 def _builder(model_name: str) -> Callable[[], nn.Module]:
     """A builder that pickles, for Ray."""
-    return partial(_timm_model, model_name)
+    return partial(timm_model, model_name)
 
 
 def _classifier_keys(classifier: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ not depend on its place in the batch or on its neighbours, bit for bit on a CPU 
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +76,7 @@ def prepare_weights(
     model = skeleton(spec)
     _check_dim(spec, model)
     if resolved.path is not None:
-        raw = read_state(Path(resolved.path))
+        raw = read_published(spec, Path(resolved.path))
         match_state(model, raw, ignored_keys=spec.ignored_keys, source=resolved.uri)
     return resolved
 
@@ -158,12 +160,18 @@ def load_model(
         model = _made(spec, weights)
     else:
         model = spec.build()
-        raw = read_state(path)
+        raw = read_published(spec, path)
         matched = match_state(model, raw, ignored_keys=spec.ignored_keys, source=weights.uri)
         if matched.note:
             logger.info("encoder %s, weights %s: %s", spec.name, weights.uri, matched.note)
         model.load_state_dict(matched.state, strict=True)
     return model.eval().requires_grad_(False)
+
+
+def read_published(spec: EncoderSpec, path: Path) -> Mapping[str, Any]:
+    """The tensors of a weights file under the names that the encoder's module has."""
+    raw = read_state(path)
+    return raw if spec.published is None else spec.published(raw)
 
 
 def _made(spec: EncoderSpec, weights: ResolvedWeights) -> nn.Module:

@@ -21,6 +21,7 @@ from mstar.data.bags import BagReader, CaseBag
 from mstar.data.target_files import SlideTargets, TargetProvenance
 from mstar.data.targets import TargetStore
 from mstar.errors import FeatureError, MstarError, WorkerError
+from mstar.features.coordless import require_coords
 from mstar.features.files import coords_digest, read_grid, read_provenance
 from mstar.pretrain.targets_cases import TargetCase
 from mstar.pretrain.targets_tally import TargetsTally
@@ -190,7 +191,9 @@ class TargetsWorker:
                     f"{uri}: fingerprint: expected {expected}, as the store has, got {found}. "
                     "Delete the file and run `mstar embed` again."
                 )
-            return read_grid(path, name=uri)
+            grid = read_grid(path, name=uri)
+        require_coords(grid, uri, "patch targets")
+        return grid
 
     def _settle(self, read: _Read, tally: TargetsTally, in_hand: set[TargetCase]) -> None:
         """Compute a window, or write a case whose windows are all computed."""

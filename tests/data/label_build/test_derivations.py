@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from support.published_files import aliquot, case, maf, put, tcga, workbook, write_cohort
 
 from mstar.cohorts.labels_config import LabelsBuildConfig
 from mstar.cohorts.labels_job import build_labels
@@ -21,6 +20,7 @@ from mstar.data.label_build.survival import read_survival
 from mstar.data.labels import ClassLabel, SurvivalLabel
 from mstar.data.task_registry import read_task_registry
 from mstar.errors import ConfigError, TableError
+from support.published_files import aliquot, case, maf, put, tcga, workbook, write_cohort
 
 
 def built(sources: Path, cohort: str, task: str, **settings: Any) -> TaskOutcome:
@@ -49,7 +49,7 @@ def times(outcome: TaskOutcome) -> dict[str, tuple[float, int]]:
     return {label.case_id[-4:]: (label.time_months, label.event) for label in found}
 
 
-@pytest.fixture()
+@pytest.fixture
 def breast(tmp_path: Path) -> str:
     """Eight breast cancers, the last without slides, and a lung cancer."""
     cases = [case(n, "BRCA", slides=2 if n == 1 else 1) for n in range(1, 8)]

@@ -10,19 +10,23 @@ from mstar.models.heads import HEADS
 
 PROGRAM = """
 import resource, sys, torch
-from mstar.models.heads import build_head
+from mstar.models.heads import HEADS, GeneLayout, GroupedGenes, build_head
 torch.set_num_threads(1)
 name, train, dim = sys.argv[1], sys.argv[2] == "train", int(sys.argv[3])
 x = torch.randn(1000, dim).half().repeat(100, 1)
 offsets, labels = torch.tensor([0, len(x)]), torch.tensor([1])
-head = build_head(name, {}, input_dim=dim, num_outputs=1 if name == "cox_linear" else 2)
+outputs = 1 if name == "cox_linear" else 2
+layout = GeneLayout(genes=600, groups=(100,) * 6)
+head = build_head(name, {}, input_dim=dim, num_outputs=outputs, genes=layout)
+genes = GroupedGenes(values=torch.randn(1, 600), columns=torch.arange(600).split(100))
+more = (genes,) if HEADS[name].genes else ()
 if hasattr(head, "fit"):
     head.fit(x[:200], torch.tensor([0, 100, 200]), torch.tensor([0, 1]))
-head(x[:100], torch.tensor([0, 100]), labels).logits.sum()
+head(x[:100], torch.tensor([0, 100]), labels, *more).logits.sum()
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = used()
 with torch.set_grad_enabled(train):
-    output = head.train(train)(x, offsets, labels)
+    output = head.train(train)(x, offsets, labels, *more)
 if train:
     extra = output.extra_loss
     (output.logits.sum() + (0 if extra is None else extra)).backward()

@@ -10,12 +10,14 @@ or the MAF's own `#sequenced_samples:` names it, or if the MAF has any mutation 
 too. Of everything else nothing is known.
 """
 
+import io
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from mstar.data.table_files import open_text
@@ -168,13 +170,14 @@ def _header(uri: str) -> tuple[list[str], list[str]]:
 
 
 def _batches(
-    file: pa.NativeFile, skipped: int, names: list[str], wanted: list[str]
-) -> pa.csv.CSVStreamingReader:
+    file: io.BufferedIOBase, skipped: int, names: list[str], wanted: list[str]
+) -> Iterator[pa.RecordBatch]:
     for _ in range(skipped):
         file.readline()
-    if not file.peek(1):  # type: ignore[attr-defined]
-        return iter(())
-    return pa.csv.open_csv(
+    assert isinstance(file, io.BufferedReader)
+    if not file.peek(1):
+        return
+    yield from pa.csv.open_csv(
         file,
         read_options=pa.csv.ReadOptions(
             use_threads=False, block_size=_BLOCK_BYTES, column_names=names
@@ -209,7 +212,7 @@ def _count(
         found.sequenced.add(sample)
         if kind in counted:
             found.burden[sample] += group["count_all"]
-    of_genes = table.filter(pa.compute.is_in(table[_GENE], pa.array(sorted(genes), pa.string())))
+    of_genes = table.filter(pc.is_in(table[_GENE], pa.array(sorted(genes), pa.string())))
     for row in of_genes.to_pylist():
         gene, sample = row[_GENE], row[_SAMPLE]
         found.touched[gene].add(sample)

@@ -89,29 +89,10 @@ class FewShotOptions:
     """The k of the study's row; 0: the largest. It is stated, never chosen by results."""
     repeats: int = 20
     """Draws of the k slides; the same for every method and encoder."""
-    patches: int = 100
-    """few_prototype: patches of a class's slides, those most like its text, that make the
-    prototype."""
-    top: int = 50
-    """few_prototype: patches of a slide that count, as in mi_zero."""
-    scale: float = CLIP_SCALE
-    """few_prototype: factor of the scores before the softmax."""
-    space: str = "auto"
-    """few_prototype: as in mi_zero."""
-    window: int = 4096
-    """few_prototype: patches that the aggregator sees at once, for tokens."""
-    l2: float = 1.0
-    """few_linear: weight of the squared weights, against the sum of the slides' losses."""
-    epochs: int = 30
-    """few_abmil: passes over the k slides; the last one counts, as nothing is left to choose by."""
-    lr: float = 2e-4
-    """few_abmil: learning rate at the start."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot be meant."""
-        _one_of("few-shot space", self.space, SPACES)
-        for name in ("repeats", "patches", "top", "scale", "window", "l2", "epochs", "lr"):
-            _positive(f"few-shot {name}", getattr(self, name))
+        _positive("few-shot repeats", self.repeats)
         if self.k < 0 or not self.all_ks or self.all_ks[0] < 1:
             raise ConfigError(f"few-shot ks {self.ks}, k {self.k}: expected numbers from 1")
         if self.k and self.k not in self.all_ks:
@@ -124,6 +105,58 @@ class FewShotOptions:
             return tuple(sorted({int(word) for word in self.ks.split(",") if word.strip()}))
         except ValueError as error:
             raise ConfigError(f"few-shot ks {self.ks}: expected numbers like 1,2,4") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewPrototypeOptions(FewShotOptions):
+    """The paper's prototypes: the patches most like a class's text make the class."""
+
+    patches: int = 100
+    """Patches of a class's slides, those most like its text, that make the prototype."""
+    top: int = 50
+    """Patches of a slide that count, as in mi_zero."""
+    scale: float = CLIP_SCALE
+    """Factor of the scores before the softmax."""
+    space: str = "auto"
+    """As in mi_zero."""
+    window: int = 4096
+    """Patches that the aggregator sees at once, for tokens."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant."""
+        FewShotOptions.__post_init__(self)
+        _one_of("few_prototype.space", self.space, SPACES)
+        for name in ("patches", "top", "scale", "window"):
+            _positive(f"few_prototype.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewLinearOptions(FewShotOptions):
+    """Logistic regression of mean features."""
+
+    l2: float = 1.0
+    """Weight of half the squared weights, against the sum of the slides' losses."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant."""
+        FewShotOptions.__post_init__(self)
+        _positive("few_linear.l2", self.l2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewAbmilOptions(FewShotOptions):
+    """ABMIL from a few slides."""
+
+    epochs: int = 30
+    """Passes over the slides; the last one counts, as nothing is left to choose by."""
+    lr: float = 2e-4
+    """Learning rate at the start."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant."""
+        FewShotOptions.__post_init__(self)
+        _positive("few_abmil.epochs", self.epochs)
+        _positive("few_abmil.lr", self.lr)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

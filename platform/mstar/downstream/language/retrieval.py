@@ -209,7 +209,7 @@ def measure(
 def _yardsticks(
     match: Bool[np.ndarray, "slide other"], same: Bool[np.ndarray, "slide other"]
 ) -> dict[str, float]:
-    """Expected recalls of a random order, and of an order by cancer type alone."""
+    """Recalls of a random order; and of one by the type alone, which within it is chance."""
     by_chance: Standing = any_order(np.full(len(match), len(match)), match.sum(1))
     by_type: Standing = any_order(same.sum(1), (match & same).sum(1))
     made = {f"chance_recall_at_{k}": float(by_chance.found(k).mean()) for k in KS}

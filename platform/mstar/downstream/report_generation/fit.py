@@ -20,7 +20,7 @@ from mstar.downstream.objectives import Objective
 from mstar.downstream.report_generation.measures import text_measures
 from mstar.downstream.report_generation.options import HistGenOptions
 from mstar.downstream.report_generation.texts import IGNORED, TokenTable, tokenise
-from mstar.downstream.report_generation.writing import BAGS_AT_ONCE, cut_batch
+from mstar.downstream.report_generation.writing import BAGS_AT_ONCE, cut_batch, token_nll
 from mstar.downstream.statistics.generation import column
 from mstar.downstream.stream import BagSource, Batch
 from mstar.downstream.trainer import Fit
@@ -169,13 +169,3 @@ class ReportFit(Fit):
 
     def _tokens(self, texts: list[str]) -> TokenTable:
         return tokenise(self._task.vocabulary, texts, self._options.max_tokens)
-
-
-def token_nll(
-    model: HistGen, batch: Batch, tokens: TokenTable, rows: Int64[Tensor, " bag"]
-) -> tuple[Float[Tensor, " bag"], Int64[Tensor, " bag"]]:
-    """Negative log-likelihood of each bag's true text, and of how many tokens it is."""
-    read, predicted = tokens.of(rows)
-    logits = model(batch.x, batch.offsets, read).logits.float()
-    every = cross_entropy(logits.transpose(1, 2), predicted, ignore_index=IGNORED, reduction="none")
-    return every.sum(1), tokens.lengths[rows]

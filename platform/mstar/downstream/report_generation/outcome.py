@@ -18,7 +18,7 @@ from mstar.downstream.report_generation.measures import text_measures
 from mstar.downstream.report_generation.options import HistGenOptions
 from mstar.downstream.report_generation.samples_page import SampleText, samples_page
 from mstar.downstream.report_generation.texts import TaskReports, tokenise
-from mstar.downstream.report_generation.writing import Writer, Written, write_reports
+from mstar.downstream.report_generation.writing import Writer, Written, reference_nll, write_reports
 from mstar.downstream.statistics.generation import KIND, column
 from mstar.downstream.stream import BagSource
 from mstar.storage import objects
@@ -69,13 +69,16 @@ def score_part(
     """Reports of a part by one model, and their measures against the whole references."""
     places = study.places(part, fold)
     written = write_reports(writer, source, places)
+    references = [study.reports.texts[at] for at in places.tolist()]
     measures = text_measures(
         [one.text for one in written],
-        [study.reports.texts[at] for at in places.tolist()],
+        references,
         cases=[study.data.samples[at].case_id for at in places.tolist()],
         facts=study.facts,
     )
     measures[:, column("unfinished")] = [not one.ended for one in written]
+    nll, lengths = reference_nll(writer, source, places, references)
+    measures[:, column("nll")], measures[:, column("tokens")] = nll, lengths
     return Scored(fold=fold, seed=seed, places=places, written=tuple(written), measures=measures)
 
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mstar.config import to_dict
 from mstar.data.report_vocabulary import ReportVocabulary
 from mstar.downstream.model_files import SUFFIX, load_fit, save_fit
 from mstar.downstream.report_generation.options import HistGenOptions
+from mstar.downstream.report_generation.texts import IGNORED, TokenTable, tokenise
 from mstar.downstream.stream import BagSource, Batch, evaluation_batches
 from mstar.downstream.trainer import FitResult
 from mstar.errors import FeatureError, WeightsError
@@ -134,6 +137,35 @@ def write_reports(
                     config=decoding or writer.options.decoding,
                 )
     return _texts(words, found)
+
+
+def reference_nll(
+    writer: Writer,
+    source: BagSource,
+    places: Int64[np.ndarray, " sample"],
+    references: Sequence[str],
+) -> tuple[Float32[np.ndarray, " sample"], Int64[np.ndarray, " sample"]]:
+    """Negative log-likelihood of true texts, as far as they are trained on, and their tokens."""
+    model = build_writer(writer, source.device)
+    tokens = tokenise(writer.vocabulary, references, writer.options.max_tokens).to(source.device)
+    on = writer.options.precision == "bfloat16"
+    found = []
+    with torch.no_grad(), torch.autocast(source.device.type, torch.bfloat16, enabled=on):
+        for batch in source.batches(places, evaluation_batches(source.sizes(places))):
+            for part in cut_batch(batch, BAGS_AT_ONCE):
+                rows = part.rows.to(source.device)
+                found.append(token_nll(model, part, tokens, rows)[0].float().cpu())
+    return torch.cat(found).numpy(), tokens.lengths.cpu().numpy()
+
+
+def token_nll(
+    model: HistGen, batch: Batch, tokens: TokenTable, rows: Int64[Tensor, " bag"]
+) -> tuple[Float[Tensor, " bag"], Int64[Tensor, " bag"]]:
+    """Negative log-likelihood of each bag's true text, and of how many tokens it is."""
+    read, predicted = tokens.of(rows)
+    logits = model(batch.x, batch.offsets, read).logits.float()
+    every = cross_entropy(logits.transpose(1, 2), predicted, ignore_index=IGNORED, reduction="none")
+    return every.sum(1), tokens.lengths[rows]
 
 
 def cut_batch(batch: Batch, bags: int) -> Iterator[Batch]:

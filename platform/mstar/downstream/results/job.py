@@ -20,7 +20,7 @@ from mstar.downstream.results.config import ResultsConfig
 from mstar.downstream.results.differences import Method, Reference
 from mstar.downstream.results.estimates import Settings, estimate_groups, group_key
 from mstar.downstream.results.mlflow_source import read_mlflow
-from mstar.downstream.results.page import PageContent, page
+from mstar.downstream.results.page import PageContent, page, real_rows
 from mstar.downstream.results.rows import ResultRow, make_rows
 from mstar.downstream.results.sources import Found, LeftOut, Source, only_ones, read_runs
 from mstar.downstream.statistics.compare import resamples_needed
@@ -154,6 +154,8 @@ def screen(content: PageContent, written: Sequence[str]) -> str:
         f"{len(rows)} rows: {len(tasks)} tasks in {len({r.cohort for r in rows})} independent "
         f"cohorts, {sum(row.winner for row in rows)} winners"
     ]
+    if headline := real_rows(rows, content.tasks):
+        lines.append(f"  {headline}")
     if text_tables.any_generated(rows):
         lines.append(f"  {text_tables.GENERATED_NOTE}")
     for one in content.ranked:

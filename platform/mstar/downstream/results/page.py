@@ -12,6 +12,7 @@ from pathlib import Path
 from mstar import __version__
 from mstar.data.tasks import Task
 from mstar.downstream.results.across import Average, MethodPair, RankedMethods, method_name
+from mstar.downstream.results.learning import learning_section
 from mstar.downstream.results.page_claims import claims_section, methods_section
 from mstar.downstream.results.page_reading import reading_section
 from mstar.downstream.results.page_studies import studies_section
@@ -57,6 +58,7 @@ def page(content: PageContent) -> str:
             methods_section(content.averages, content.ranked, content.pairs, looks),
         ),
         ("forest", "Intervals", _forests(content.rows, looks)),
+        ("learning", "Learning curves", learning_section(content.rows)),
         ("studies", "Every study", studies_section(content.rows)),
         ("missing", "Not in the table", _left_out(content.left_out, content.tasks)),
         ("reading", "How to read this", reading_section(content)),
@@ -125,15 +127,30 @@ def _header(content: PageContent) -> str:
         )
         for number, name, more in tiles
     )
+    headline = real_rows(rows, content.tasks)
     button = tag("button", "Light / dark", type="button", id="theme", class_="ghost")
     files = ", ".join(tag("a", text(name), href=name) for name in content.downloads)
     beside = tag("p", "Beside this page: ", files, class_="quiet") if files else ""
     return tag(
         "header",
         tag("div", tag("h1", text(content.title)), button, class_="top"),
+        tag("p", text(f"{headline}."), class_="headline") if headline else "",
         tag("ul", shown, class_="tiles"),
         beside,
     )
+
+
+def real_rows(rows: Sequence[ResultRow], tasks: Mapping[str, Task]) -> str:
+    """How many tasks of the list have a row, and how many of those rest on real data."""
+    listed = {name for name, task in tasks.items() if task.number is not None}
+    shown = {row.predictions.task for row in rows} & listed
+    real = {
+        row.predictions.task for row in rows if row.predictions.facts.data_source != GENERATED
+    } & listed
+    if not shown:
+        return ""
+    said = f"{len(shown)} of the {len(listed)} tasks of the list have a result; "
+    return said + f"{len(real) or 'none'} of them rest{'s' if len(real) == 1 else ''} on real data"
 
 
 def _left_in_part(tasks: int) -> str:

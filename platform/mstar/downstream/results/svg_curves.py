@@ -28,6 +28,8 @@ def study_drawings(predictions: Predictions) -> list[tuple[str, str]]:
     """Caption and drawing of everything that the kind of task has."""
     if predictions.facts.kind == "survival":
         return [draw_km(predictions)]
+    if predictions.facts.kind != "classification":  # measures of samples: numbers say it all
+        return []
     return [
         draw_roc(predictions),
         draw_pr(predictions),

@@ -23,6 +23,20 @@ METRIC_NAMES = {
     "calibration_error": "calibration error",
     "c_index": "C-index",
     "time_dependent_auc": "time-dependent AUC",
+    "recall_at_k": "Recall@10, both ways",
+    "median_rank": "median rank, both ways",
+    "median_rank_first": "median rank, from the slide",
+    "median_rank_back": "median rank, to the slide",
+    **{
+        f"{where}recall_at_{k}{way}": f"Recall@{k}{said}{inside}"
+        for where, inside in (("", ""), ("within_", ", within the type"))
+        for way, said in (
+            ("", ", both ways"),
+            ("_first", ", from the slide"),
+            ("_back", ", to the slide"),
+        )
+        for k in (1, 5, 10, 50)
+    },
 }
 
 HEADINGS = (

@@ -6,14 +6,15 @@
 | mstar | patches/, h5_files/<model>/, pt_files/<model>/ | `/` becomes `%2F` | no file |
 | trident | <mag>x_<px>px_<overlap>px_overlap/ patches/, features_<encoder>/ | `%2F` | (0, D) |
 | stamp | <extractor>/<slide_id>.h5 | folders | no file |
+| plain | <slide_id>.npy, <slide_id>_coords.npy | folders | (0, D) |
 """
 
 from typing import Literal
 
-from mstar.features.layouts import clam, mstar, stamp, trident
+from mstar.features.layouts import clam, mstar, plain, stamp, trident
 from mstar.features.layouts.contract import Layout
 
-LayoutName = Literal["clam", "mstar", "trident", "stamp"]
+LayoutName = Literal["clam", "mstar", "trident", "stamp", "plain"]
 
 LAYOUTS: dict[str, Layout] = {
     "clam": Layout(
@@ -59,5 +60,16 @@ LAYOUTS: dict[str, Layout] = {
         find=stamp.find,
         read=stamp.read,
         misfit=stamp.misfit,
+    ),
+    "plain": Layout(
+        name="plain",
+        flat=False,
+        keeps_empty=True,
+        names_encoder=False,
+        write=plain.write,
+        write_grid=None,
+        find=plain.find,
+        read=plain.read,
+        misfit=plain.misfit,
     ),
 }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mstar.features import hdf5
+from mstar.features.coordless import coordless_grid
 from mstar.features.files import SlideFeatures
 from mstar.features.hdf5 import required, wrong
 from mstar.features.layouts.contract import (
@@ -128,7 +129,10 @@ def read(files: ForeignFiles, facts: Facts) -> ForeignSlide:
             item = hdf5.dataset(file, "features", files.features)
             values = hdf5.read_all(item, "features", files.features)
         rows = read_coords_rows(Path(files.features), files.features)
-    grid = _join(grid, rows, facts, files)
+    if grid is None and rows is None and facts.coords_optional:
+        grid = coordless_grid(facts.slide_id, len(values), layout="clam", mpp=facts.mpp or 0.0)
+    else:
+        grid = _join(grid, rows, facts, files)
     return ForeignSlide(
         grid=grid,
         features=as_features(values, len(grid), files.features),
@@ -140,7 +144,10 @@ def _join(grid: Grid | None, rows: Any, facts: Facts, files: ForeignFiles) -> Gr
     """One grid from the coordinate file, the rows beside the features, or both."""
     if rows is None:
         if grid is None:
-            way_out = "Name the folder of the coordinate files with --coords."
+            way_out = (
+                "Name the folder of the coordinate files with --coords, or do without them "
+                "(--missing-coords allow): then no targets and no heatmaps."
+            )
             raise wrong(files.features, "coords", "a coordinate file", "none", way_out)
         return grid
     if grid is None:

@@ -32,6 +32,7 @@ class Facts:
     mpp: float | None = None  # level 0
     patch_size_l0: int | None = None
     mpp_from_objective: bool = False  # take 10 / magnification where nothing better is known
+    coords_optional: bool = False  # features without coordinates are taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

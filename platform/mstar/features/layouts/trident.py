@@ -57,7 +57,7 @@ def write(folder: Path, name: str, slide: SlideFeatures, encoder: str) -> list[s
     with hdf5.create(path) as file:
         features = write_chunked(file, "features", slide.features, 1)
         coords = write_chunked(file, "coords", slide.grid.coords, 1)
-        hdf5.write_attributes(coords, _attributes(slide.grid, name))
+        hdf5.write_attributes(coords, coords_attributes(slide.grid, name))
         theirs = (("name", name), ("savetodir", ""), ("encoder", encoder))
         hdf5.write_attributes(features, theirs)
         ours = provenance_attributes(slide.provenance)
@@ -72,11 +72,11 @@ def write_grid(folder: Path, name: str, grid: Grid) -> list[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with hdf5.create(path) as file:
         coords = write_chunked(file, "coords", grid.coords, 1)
-        hdf5.write_attributes(coords, _attributes(grid, name))
+        hdf5.write_attributes(coords, coords_attributes(grid, name))
     return [rel]
 
 
-def _attributes(grid: Grid, name: str) -> list[tuple[str, hdf5.Attribute]]:
+def coords_attributes(grid: Grid, name: str) -> list[tuple[str, hdf5.Attribute]]:
     """TRIDENT's attributes of `coords`, then the resolutions, which it does not look at."""
     fields = [(key, kind(getattr(grid, field))) for key, field, kind in _TRIDENT_FIELDS]
     named = [(key, name if key == "name" else _whole(value)) for key, value in fields]

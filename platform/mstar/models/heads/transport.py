@@ -3,9 +3,10 @@
     plan = argmin_P  ⟨P, C⟩ + reg · KL(P | a b') + tau · KL(P 1 | a) + tau · KL(P' 1 | b)
 
 a and b are uniform, C the squared distances divided by the largest. POT iterates Sinkhorn-Knopp in
-float64 on the device of the features. The plan has no gradient: what it carries has.
+float64 where the features are. The plan has no gradient: what it carries has.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,9 +34,10 @@ def transport_plan(
         if not bool(torch.isfinite(largest)):  # POT would warn and guess
             return torch.full_like(cost, torch.nan).to(patches.dtype)
         cost = cost / largest.clamp(min=torch.finfo(cost.dtype).tiny)
-        marginals = (cost.new_full((size,), 1 / size) for size in cost.shape)
-        plan = sinkhorn_knopp_unbalanced(
-            *marginals, cost, reg, tau, numItermax=ITERATIONS, stopThr=THRESHOLD
-        )
-        result: Tensor = plan.to(patches.dtype)
-        return result
+        marginals = [cost.new_full((size,), 1 / size) for size in cost.shape]
+        on_cpu = cost.device.type == "cpu"
+        # many small steps, which numpy does faster than torch on a CPU
+        given = [t.numpy() if on_cpu else t for t in (*marginals, cost)]
+        plan = sinkhorn_knopp_unbalanced(*given, reg, tau, numItermax=ITERATIONS, stopThr=THRESHOLD)
+        found: Tensor = torch.from_numpy(np.asarray(plan)) if on_cpu else plan
+        return found.to(patches.dtype)
