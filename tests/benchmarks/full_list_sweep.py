@@ -1,10 +1,11 @@
-"""How long a sweep over every classification and survival task takes on this machine.
+"""How long a sweep over all 97 tasks takes on this machine.
 
     python tests/benchmarks/full_list_sweep.py [--heads linear abmil] [--space paper] [--workers 2]
 
 A generated cohort of 160 cases with labels for every task of the list, features of 16 numbers and
-4 to 11 patches a slide: what is measured is the sweep itself, not the arithmetic of large bags. One
-JSON line, with the load of the machine before and after.
+4 to 11 patches a slide, a tiny text encoder and a tiny decoder of reports: what is measured is the
+sweep itself, not the arithmetic of large bags. One JSON line, with the load of the machine before
+and after.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from mstar.downstream import sweep
 from mstar.downstream.sweep_config import SweepConfig
-from support.full_sweep import full_cohort
+from support.full_sweep import TINY_DECODER, full_cohort
 
 
 def main() -> None:
@@ -34,6 +35,9 @@ def main() -> None:
             labels=f"{cohort}/labels",
             features=(f"enc={store}",),
             cohort=cohort,
+            stage1=f"{folder}/S1",
+            stage2=f"{folder}/S2",
+            option=TINY_DECODER,
             heads=tuple(given.heads),
             space=given.space,
             max_parallel=given.workers,

@@ -36,7 +36,8 @@ from mstar.pretrain.stage1_config import Stage1Config
 CASES, EPOCHS, STEPS = 480, 40, 120
 PRETRAINED = 0.65
 AS_IT_IS, SHUFFLED = "as-it-is", "shuffled"
-ZERO_SHOT = {"type": ("mi_zero", "slide_text"), "grade": ("mi_zero", "slide_text")}
+ZERO_SHOT = dict.fromkeys(("type", "grade", "mutation"), ("mi_zero", "slide_text"))
+NO_CLAIM = {("mutation", "mi_zero")}  # planted in a share of the patches: reported as it comes out
 RETRIEVAL = ("mi_zero", "slide_text", "slide_rna")
 WITHIN = "within_recall_at_5"
 
@@ -103,6 +104,10 @@ def write_tasks(out: Path, cohort: Path) -> None:
             f"grade{at + 1}": [text.rstrip(".") for text in own]
             for at, own in enumerate(FINDINGS["grade"])
         },
+        "mutation": {
+            name: [text.rstrip(".") for text in own]
+            for name, own in zip(("wildtype", "mutated"), FINDINGS["mutation"], strict=True)
+        },
     }
     rows = ["task_id,kind,metric,classes,split_policy"]
     rows += [f"{n},zero_shot,macro_auc,{'|'.join(own)},test_fold" for n, own in classes.items()]
@@ -117,6 +122,10 @@ def write_tasks(out: Path, cohort: Path) -> None:
     of_case = {
         "type": {case.case_id: case.cancer_type for case in cases},
         "grade": {case.case_id: f"grade{truth[case.case_id]['grade']}" for case in cases},
+        "mutation": {
+            case.case_id: ("wildtype", "mutated")[int(truth[case.case_id]["mutation"])]
+            for case in cases
+        },
         "pairs": {case.case_id: case.case_id for case in cases},
     }
     for name, told in of_case.items():
@@ -161,7 +170,7 @@ def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
     )) == 0  # fmt: skip
     swept = SweepConfig(
         labels=str(out / "labels"), features=(f"texture={config.features}",),
-        own=(str(out / "own.csv"),), tasks=("type", "grade", "pairs"), methods=("all",),
+        own=(str(out / "own.csv"),), tasks=(*ZERO_SHOT, "pairs"), methods=("all",),
         cohort=config.cohort, stage1=one.out, stage2=str(folder / "stage2"),
         prompts=str(out / "prompts"), out=str(folder / "R"), tracking=False, figures=False,
         cache_dir=str(out / "cache"),

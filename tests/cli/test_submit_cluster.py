@@ -19,7 +19,7 @@ from support.ray_head import MSTAR, RAY, ROOT, Head, running_head, second_node
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SECRET = "planted-" + "node-secret-0451"
 FIRST, SECOND = "first-run", "second-run"
-NUM_SLIDES = 8
+NUM_SLIDES = 40  # more than are done while a client starts
 
 
 @pytest.fixture(scope="module")

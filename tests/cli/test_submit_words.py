@@ -123,6 +123,7 @@ def test_a_job_refuses_to_run_as_other_code_than_was_submitted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = json.loads(this_code().to_json()) | {"source": "0" * 12}
+    monkeypatch.delenv(code_version.CODE_CHECK, raising=False)
     monkeypatch.setenv(SUBMITTED_CODE, json.dumps(other))
     assert main(["tasks", "list"]) == ExitCode.FAILED
     error = capsys.readouterr().err

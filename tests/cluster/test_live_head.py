@@ -123,13 +123,27 @@ def test_a_node_that_drains_is_marked(head: Node) -> None:
     assert 0 < deadline_ms / 1000 - time.time() <= 60
 
 
+# A node with nothing to do is gone as soon as it is drained; this one has a task.
 WATCH = """
-import sys, ray
+import sys, time, ray
 from ray._private.state import state
 ray.init(address=sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Busy:
+    def work(self):
+        time.sleep(600)
+
+busy = Busy.remote()
+working = busy.work.remote()
+assert not ray.wait([working], timeout=5)[0]
 print(*[node["NodeManagerAddress"] for node in ray.nodes()], flush=True)
 sys.stdin.readline()
-print(*state.get_draining_nodes().values(), flush=True)
+for _ in range(600):
+    if found := state.get_draining_nodes():
+        break
+    time.sleep(0.1)
+print(*found.values(), flush=True)
 sys.stdin.read()
 """
 

@@ -1,14 +1,18 @@
 """`mstar labels build` from files to tables that `mstar tasks check` takes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from mstar.cli.main import main
+from mstar.cli.resolve import known_flags
 from mstar.cohorts.labels_config import LabelsBuildConfig
 from mstar.cohorts.labels_job import build_labels, run
 from mstar.cohorts.labels_report import summary_lines
+from mstar.data.label_build.datasets import DATASETS
+from mstar.data.label_build.recipes import KINDS
 from mstar.data.label_tables import read_label_table
 from mstar.data.labels import ClassLabel, SurvivalLabel
 from mstar.data.task_registry import read_task_registry
@@ -175,3 +179,13 @@ def test_a_changed_table_is_not_written_over(sources: Path, tmp_path: Path) -> N
     put(sources, "panda/train.csv", "image_id,isup_grade\na1,3\nb2,5\n")
     with pytest.raises(SplitError, match="--replace"):
         run(config)
+
+
+def test_the_guide_names_every_folder_flag_and_derivation() -> None:
+    text = (Path(__file__).parents[2] / "platform" / "docs" / "labels.md").read_text()
+    for name, dataset in DATASETS.items():
+        assert f"`{dataset.folder}/`" in text, name
+    flags = set(re.findall(r"`(--[a-z-]+)", text))
+    known = {flag.replace("_", "-") for flag in known_flags(LabelsBuildConfig)}
+    assert flags <= known, flags - known
+    assert all(f"| `{kind}` |" in text for kind in KINDS)

@@ -122,7 +122,7 @@ def test_a_case_file_that_is_wrong_is_named(tmp_path: Path, text: str, told: str
 
 def test_a_folder_without_expression_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="expected an expression store"):
-        GeneReader(GeneSettings(source=str(tmp_path))).with_genes(label_table([]), [])
+        GeneReader(GeneSettings(source=str(tmp_path))).of(samples("c1"))
 
 
 def test_a_store_is_read_by_case_and_travels_as_its_address(tmp_path: Path) -> None:

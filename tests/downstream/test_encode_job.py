@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sklearn.decomposition import PCA
 
 from mstar.cli.main import main
 from mstar.data.bags import BagConfig, BagReader
-from mstar.data.cases import read_cases
+from mstar.data.cases import read_cases, write_cases
 from mstar.data.reports import read_reports
 from mstar.data.rna.store import ExpressionStore
 from mstar.downstream import encode_vectors
@@ -30,6 +31,7 @@ from mstar.features.store import FeatureStore
 from mstar.models.aggregator import Aggregator, AggregatorConfig
 from mstar.models.stage1_files import load_aggregator, save_aggregator
 from mstar.training.exit_codes import ExitCode
+from mstar.training.tracking import NullTracker
 from support.h5ad import read_h5ad
 from support.language_world import DIM, World, write_world
 
@@ -224,6 +226,25 @@ def test_run_again_is_only_what_is_missing(
         run(config_of(world, window=5))
 
 
+def test_a_case_whose_slides_changed_is_encoded_anew(world: World) -> None:
+    config = config_of(world, level="case", formats="h5ad,patho-bench")
+    run(config)
+    before = rows(world, "case_vectors")
+    uri = f"{world.root}/C/cases.csv"
+    cases = read_cases(uri)
+    several = next(case for case in cases if len(case.slides) > 1)
+    write_cases(uri, [replace(c, slides=c.slides[:1]) if c == several else c for c in cases])
+    assert run(config) == ExitCode.COMPLETE
+    after = rows(world, "case_vectors")
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {several.case_id}
+    pooled = world.root / "V" / "patho_bench" / "by_case_id" / f"{several.case_id}.h5"
+    with h5py.File(pooled) as file:
+        np.testing.assert_array_equal(file["features"][()], after[several.case_id])
+    found = read_h5ad(world.root / "V" / "case_vectors.h5ad")
+    np.testing.assert_array_equal(found.x, np.stack([after[n] for n in found.obs.index]))
+
+
 def test_an_ended_run_goes_on_with_its_pieces(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +279,24 @@ def test_a_broken_slide_is_named_and_the_rest_goes_on(
     record = json.loads((world.root / "V" / "encode.json").read_text())
     assert list(record["tables"]["slide_vectors"]["failures"]) == [first]
     assert run(config_of(world, max_failures="1")) == ExitCode.COMPLETE
+
+
+def test_the_picture_and_the_counts_reach_the_tracker(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, Any] = {}
+
+    class Recorder(NullTracker):
+        def log_artifact(self, local_path: Path, folder: str = "") -> None:
+            logged[local_path.name] = local_path.read_bytes()[:4]
+
+        def log_metrics(self, metrics: Any, step: int) -> None:
+            logged.update(metrics)
+
+    monkeypatch.setattr("mstar.downstream.encode_job.start_tracking", lambda *_, **__: Recorder())
+    run(config_of(world, tracking=True, picture=True))
+    assert logged["slide_vectors.png"] == b"\x89PNG"
+    assert logged["slide_vectors.vectors"] == len(rows(world, "slide_vectors"))
 
 
 def test_without_a_cohort_every_slide_of_the_store(world: World) -> None:

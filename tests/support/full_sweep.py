@@ -18,6 +18,15 @@ from mstar.data.splits.preset import PresetConfig
 from support.language_world import write_stage1, write_stage2
 from support.planted_tasks import DIM, write_store
 
+TINY_DECODER = tuple(
+    f"histgen.{word}"
+    for word in (
+        "epochs=1 batch_slides=8 max_tokens=20 beam=1 d_vf=32 width=32 ff=32 heads=2 "
+        "decoder_layers=1 region_tokens=4 memory_slots=16 memory_top=4 prototypes=4"
+    ).split()
+)
+"""Options that let report generation end in seconds, and write nothing that means anything."""
+
 
 def full_cohort(root: Path, cases: int = 160) -> tuple[str, str]:
     """The folders of the cohort and of its feature store; root/S1 and root/S2 are both stages'."""

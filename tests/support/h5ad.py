@@ -1,4 +1,4 @@
-"""A reader of `.h5ad` files by the written specification of the format, independent of our writer."""
+"""A reader of `.h5ad` files by the specification of the format, independent of our writer."""
 
 from dataclasses import dataclass
 from pathlib import Path

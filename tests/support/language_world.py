@@ -42,7 +42,7 @@ PARTS = ("train", "train", "val", "test", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Where everything lies, and how many cases there are."""
+    """Where everything lies: F holds features with planted classes, FR with planted reports."""
 
     root: Path
     cases: int
@@ -118,14 +118,15 @@ def write_world(root: Path, *, cases: int = 40, strength: float = 3.0, seed: int
     ids = side.tokenizer.token_ids([s.text for s in prompts.sentences()])
     texts = class_vectors(side.vectors(ids), wordings_of(prompts, seed=0)[:1])[0]
     said = side.vectors(side.tokenizer.token_ids(list(reports.values())))
-    slides = {}
-    for at in range(cases):
-        for number in range(1 + at % 2):
-            rows = rng.standard_normal((int(rng.integers(60, 90)), DIM)) / np.sqrt(DIM)
-            rows[:15] += strength * away(texts, at % 2)
-            rows[15:40] += strength * away(said, at)
-            slides[f"{case_id(at)}-{number}"] = rng.permutation(rows).astype(np.float16)
-    write_store(root / "F", slides)
+    for name, vectors, chosen in (("F", texts, lambda at: at % 2), ("FR", said, lambda at: at)):
+        slides = {}
+        for at in range(cases):
+            told = vectors[chosen(at)] + away(vectors, chosen(at))
+            for number in range(1 + at % 2):
+                rows = rng.standard_normal((int(rng.integers(60, 90)), DIM)) / np.sqrt(DIM)
+                rows[:20] += strength * told
+                slides[f"{case_id(at)}-{number}"] = rng.permutation(rows).astype(np.float16)
+        write_store(root / name, slides)
     return world
 
 

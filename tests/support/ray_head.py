@@ -70,7 +70,8 @@ def running_head(log: Path, *, cpus: int = 2, **env: str) -> Iterator[Head]:
     """
     ports = free_ports(6)
     # The clients' folder has the interpreter first, as an activated environment has it.
-    environment = {name: v for name, v in os.environ.items() if name != "RAY_ADDRESS"}
+    dropped = ("RAY_ADDRESS", "MSTAR_CODE_CHECK")  # a cluster has neither by itself
+    environment = {name: v for name, v in os.environ.items() if name not in dropped}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     address = f"http://127.0.0.1:{ports[1]}"

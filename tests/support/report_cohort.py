@@ -7,11 +7,10 @@ mutation and pathway. Shuffled: by those of another case of the same cancer type
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from mstar.cohorts.generated.config import GenerateConfig
 from mstar.cohorts.generated.factors import CaseFactors, iter_cases, slide_ids_of
@@ -130,28 +129,3 @@ def report_task_data(
         leaked_patients=0,
         match=Match(rule="exact", counts={}, rate=1.0, resolved={}, ambiguous={}, missing=()),
     )
-
-
-def findings_only(cohort: ReportCohort, uri: str) -> None:
-    """Write reports of the findings alone: what slides show, as the paper filters its reports."""
-    from mstar.data.reports import read_reports
-    from mstar.downstream.report_generation.facts import find_facts
-    from mstar.downstream.report_generation.words import words_of
-
-    facts = find_facts(f"{cohort.folder}/truth")
-    assert facts is not None
-    kept = {}
-    for case, report in read_reports(f"{cohort.folder}/reports.csv").items():
-        sentences = report.text.replace("\n", " ").split(". ")
-        named = [one for one in sentences if any(facts.told(one).values())]
-        if any(words_of(one) for one in named):
-            kept[case] = replace(report, text=". ".join(named))
-    write_reports(uri, kept)
-
-
-def write_cases_csv(cohort: ReportCohort) -> None:
-    """The cohort's table of cases, as a sweep fingerprints it."""
-    table = pa.table({"case_id": [case.case_id for case in cohort.cases]})
-    from mstar.data.tables import write_table
-
-    write_table(f"{cohort.folder}/cases.csv", table)

@@ -1,10 +1,10 @@
 """What the ablation's cohorts give: pixels, once for all arms, and features, without Ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from mstar.data.tables import Column, read_table
 from mstar.embed.assembly import EmbedPlan, make_local_source, make_worker, store_identity
@@ -24,6 +24,12 @@ BATCH = 64
 
 Pixels = Mapping[str, UInt8[np.ndarray, "patch side side 3"]]
 Features = dict[str, Float32[np.ndarray, "patch dim"]]
+Shown = Callable[[str, int], Int64[np.ndarray, " shown"]]
+"""(slide, patches of its grid) → the places of those that are wanted, in order."""
+
+
+def _all(_: str, num_patches: int) -> Int64[np.ndarray, " shown"]:
+    return np.arange(num_patches, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,19 +113,21 @@ def embed_here(plan: EmbedPlan, slides: Sequence[SlideRef]) -> FeatureStore:
     return store
 
 
-def read_pixels(plan: EmbedPlan, slides: Sequence[SlideRef]) -> Pixels:
-    """Slide → its patches at the encoder's input size, in the order of the features."""
+def read_pixels(plan: EmbedPlan, slides: Sequence[SlideRef], *, shown: Shown = _all) -> Pixels:
+    """Slide → some of its patches at the encoder's input size; by default all, in grid order."""
     source = make_local_source(plan)
     found = {}
     for slide in slides:
         grid = source.open(slide)
         try:
-            rows = source.read(slide, range(len(grid))).result()
+            places = shown(slide.slide_id, len(grid)) if len(grid) else []
+            kept, back = np.unique(places, return_inverse=True)
+            rows = source.read(slide, kept.tolist()).result() if len(grid) else None
         finally:
             source.close(slide.slide_id)
-        assert not rows.unreadable, f"{slide.slide_id}: a generated patch cannot be read"
-        if len(grid):
-            found[slide.slide_id] = rows.pixels
+        if rows is not None:
+            assert not rows.unreadable, f"{slide.slide_id}: a generated patch cannot be read"
+            found[slide.slide_id] = rows.pixels[back]
     return found
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Int64
 
 from mstar.cli.ablate_patches import (
     Features,
-    Pixels,
+    Shown,
     embed_here,
     encode,
     plan_of,
@@ -64,6 +64,7 @@ from mstar.pretrain.targets_config import TargetsConfig
 from mstar.recipes import stage1 as stage1_recipes
 from mstar.recipes import stage2 as stage2_recipes
 from mstar.recipes import targets as targets_recipes
+from mstar.schema import SlideRef
 from mstar.training.exit_codes import ExitCode
 from mstar.training.seeds import seed_of
 
@@ -125,7 +126,7 @@ def _scores(run: SeedRun) -> Iterator[Score]:
     )  # fmt: skip
     slides = slides_of(cohort)
     store = embed_here(plan, slides)
-    held_out = held_out_pixels(cohort, read_pixels(plan, slides))
+    held_out = read_pixels(plan, held_out_slides(cohort, slides), shown=shown_patches(config))
     for teacher in teachers_of(config.chosen):
         if teacher:
             make_teacher(run, teacher, store)
@@ -183,12 +184,24 @@ def split(cohort: str, pretrained: float) -> None:
     expect(split_job.run(config), f"split of {cohort}")
 
 
-def held_out_pixels(cohort: str, pixels: Pixels) -> Pixels:
-    """The patches of the cases that pretraining does not see."""
+def held_out_slides(cohort: str, slides: list[SlideRef]) -> list[SlideRef]:
+    """The slides of the cases that pretraining does not see."""
     seen = read_registry(cohort).pretraining
     cases = read_cases(f"{cohort}/cases.csv")
-    kept = [slide for case in cases if case.case_id not in seen for slide in case.slides]
-    return {slide: pixels[slide] for slide in kept if slide in pixels}
+    kept = {slide for case in cases if case.case_id not in seen for slide in case.slides}
+    return [slide for slide in slides if slide.slide_id in kept]
+
+
+def shown_patches(config: AblateConfig) -> Shown:
+    """Which patches of a slide the probes see, draw after draw; the same for all arms."""
+
+    def shown(slide_id: str, num_patches: int) -> Int64[np.ndarray, " shown"]:
+        """All draws are of different patches, as long as there are enough."""
+        rng = np.random.default_rng(seed_of("probe", slide_id))
+        wanted = config.probe_patches * config.probe_draws
+        return np.resize(rng.permutation(num_patches), wanted).astype(np.int64)
+
+    return shown
 
 
 def make_teacher(run: SeedRun, letter: str, store: FeatureStore) -> None:
@@ -257,7 +270,10 @@ def stage1_config(run: SeedRun, letter: str, arm: Arm, cohort: str) -> Stage1Con
         validate_every_epochs=0,
         checkpoint_every_epochs=config.stage1_epochs,
         aggregator=aggregator_config(config),
-        gene=GeneEncoderConfig(dim=32, heads=2, head_dim=16, random_features=32, depth=1),
+        gene=GeneEncoderConfig(
+            dim=32, heads=2, head_dim=16, random_features=32, depth=1, checkpoint_cases=0
+        ),
+        gradient_checkpointing=False,  # all of it fits, and nothing is computed twice
         seed=run.seed,
         tracking=False,
     )
@@ -331,34 +347,26 @@ def stage2_config(run: SeedRun, letter: str) -> Stage2Config:
 
 def evaluate(run: SeedRun, cohort: str, features: Features) -> dict[str, float]:
     """Probe → area under the curve of the planted factor, over held-out cases."""
-    truth = read_truth(cohort)
+    config, truth = run.config, read_truth(cohort)
     seen = read_registry(cohort).pretraining
     bags, labels = [], []
     for case in read_cases(f"{cohort}/cases.csv"):
         found = [features[slide] for slide in case.slides if slide in features]
         if found and case.case_id not in seen:
             bags.append(np.concatenate(found))
-            labels.append(truth[case.case_id].has(run.config.factor))
+            labels.append(truth[case.case_id].has(config.factor))
     wanted = np.array(labels)
-    folds = folds_of(wanted, run.config.folds, seed=run.seed)
-    drawn = [few_patches(run.config, bags, draw) for draw in range(run.config.probe_draws)]
+    folds = folds_of(wanted, config.folds, seed=run.seed)
+    draws = [
+        [np.split(bag, config.probe_draws)[draw] for bag in bags]
+        for draw in range(config.probe_draws)
+    ]
     return {
         name: float(
-            np.mean([cross_validated(fit, some, wanted, folds, seed=run.seed) for some in drawn])
+            np.mean([cross_validated(fit, some, wanted, folds, seed=run.seed) for some in draws])
         )
         for name, fit in PROBES.items()
     }
-
-
-def few_patches(
-    config: AblateConfig, bags: list[Float32[np.ndarray, "patch dim"]], draw: int
-) -> list[Float32[np.ndarray, "patch dim"]]:
-    """Some patches of each bag, without replacement; the same for all arms."""
-    rngs = (np.random.default_rng(seed_of("probe", draw, place)) for place in range(len(bags)))
-    return [
-        bag[rng.permutation(len(bag))[: config.probe_patches]]
-        for bag, rng in zip(bags, rngs, strict=True)
-    ]
 
 
 def expect(code: int, what: str) -> None:

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from mstar.errors import FeatureError
 from mstar.features import hdf5
 from mstar.features.layouts.contract import flat_name
 from mstar.features.layouts.trident import coords_attributes, run_folder
@@ -152,15 +151,14 @@ def _slide_file(
 
 
 def _put(uri: str, write: Callable[[Path], None]) -> bool:
-    """Puts a file under its name; an equal one may be there, another is replaced by nobody."""
+    """Puts a file under its name whole; an equal one that is there stays."""
     with tempfile.TemporaryDirectory(prefix="mstar-") as folder:
         path = Path(folder) / "file.hdf5"
         write(path)
-        if objects.put_file(path, uri, if_absent=True):
-            return True
-        if objects.read_bytes(uri) == path.read_bytes():
+        if objects.exists(uri) and objects.read_bytes(uri) == path.read_bytes():
             return False
-    raise FeatureError(f"{uri}: is there with other content. Choose another --out, or delete it.")
+        objects.put_file(path, uri)
+        return True
 
 
 def _encoding(item: Any, kind: str, version: str) -> None:

@@ -202,7 +202,6 @@ def _write(config: EncodeConfig, done: Done, provenance: dict[str, Any], tracker
     files.write_parquet(objects.join(config.out, f"{name}.parquet"), done.vectors, stated)
     if "h5ad" in formats:
         uri = objects.join(config.out, f"{name}.h5ad")
-        objects.delete(uri)  # it is of all samples: a later run with more of them replaces it
         files.write_anndata(uri, done.vectors, stated, pca=coordinates)
     of_slides = done.table.modality == "wsi"
     if "trident" in formats and of_slides and config.level == "slide":

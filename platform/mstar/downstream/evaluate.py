@@ -184,7 +184,7 @@ def evaluate_external(
         ConfigError: the models are of other classes, or of another task than the row says.
         WeightsError: there are no models.
     """
-    saved = [load_fit(uri) for uri in _model_uris(models)]
+    saved = [load_fit(uri) for uri in model_uris(models)]
     if not saved:
         raise WeightsError(f"{models}: expected models of a finished study, got none.")
     for model in saved:
@@ -207,9 +207,12 @@ def evaluate_external(
     return join_scored(study, data, "external", scored, _external_facts(data, bags, saved))
 
 
-def _model_uris(models: str | Iterable[str]) -> list[str]:
+def model_uris(models: str | Iterable[str]) -> list[str]:
+    """The model files of a finished study's folder; a file, or several, are themselves."""
     if not isinstance(models, str):
         return list(models)
+    if models.endswith(SUFFIX):
+        return [models]
     folder = objects.join(models, "models")
     return sorted(info.uri for info in objects.list_files(folder, suffix=SUFFIX))
 

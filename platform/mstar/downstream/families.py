@@ -18,8 +18,8 @@ The contract of a family
     run        `module:function`; takes a `FamilyJob`, returns a `FamilyOutcome`. It is called once
                a study, in a worker of the sweep (one core, or a share of a GPU), and may take
                hours. It is imported when it is called, and not before.
-    needs      fields of `FamilySources` that must be given; without one the study is left out with
-               the reason, and everything else goes on.
+    needs      fields of `FamilySources` that must be given, for all methods or (`method_needs`) for
+               one; without one the study is left out with the reason, and everything else goes on.
     check      `module:function` (task, sources, options, data) → None; raises ConfigError,
                TableError or WeightsError while the sweep is planned: bad prompts, no report of a
                case. Optional.
@@ -79,6 +79,7 @@ class Family:
     methods: Mapping[str, str]
     run: str
     needs: tuple[str, ...] = ()
+    method_needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str = ""
     work: float = 1.0
 
@@ -116,6 +117,7 @@ FAMILIES: dict[str, Family] = {
                 "few_abmil": f"{_LANGUAGE}.options:FewAbmilOptions",
             },
             run=f"{_LANGUAGE}.few_shot:run",
+            method_needs={"few_prototype": ("stage1",)},
             check=f"{_LANGUAGE}.few_shot:check",
             work=20.0,
         ),
@@ -320,11 +322,17 @@ def is_method(name: str) -> bool:
     return any(name in family.methods for family in FAMILIES.values())
 
 
-def missing_sources(kind: str, sources: FamilySources) -> str:
-    """Why a family cannot be run with what is given; empty when it can."""
-    missing = [name for name in FAMILIES[kind].needs if not getattr(sources, name)]
+def needs_of(kind: str, method: str) -> tuple[str, ...]:
+    """Fields of `FamilySources` that a method must be given."""
+    family = FAMILIES[kind]
+    return (*family.needs, *family.method_needs.get(method, ()))
+
+
+def missing_sources(kind: str, method: str, sources: FamilySources) -> str:
+    """Why a method cannot be run with what is given; empty when it can."""
+    missing = [name for name in needs_of(kind, method) if not getattr(sources, name)]
     flags = " and ".join(f"--{name}" for name in missing)
-    return f"{kind} needs {flags}" if missing else ""
+    return f"{method} needs {flags}" if missing else ""
 
 
 def check_task(kind: str, task: Task, sources: FamilySources, options: Any, data: TaskData) -> None:

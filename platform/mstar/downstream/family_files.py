@@ -1,5 +1,7 @@
 """A finished study of a family on disk: its predictions, and `study.json` last."""
 
+import math
+
 from mstar import __version__
 from mstar.config import to_dict, to_json
 from mstar.downstream.families import FamilyJob, FamilyOutcome, run_family
@@ -28,7 +30,7 @@ def conclude_family(job: FamilyJob) -> Concluded:
         predictions=files,
         models=outcome.models,
         figures=outcome.figures,
-        scores={**outcome.scores, **mean_scores(files)},
+        scores={n: v for n, v in outcome.scores.items() if math.isfinite(v)} | mean_scores(files),
         facts=_tags(job, facts),
     )
 

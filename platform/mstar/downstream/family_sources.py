@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 
 from mstar.config import fingerprint
-from mstar.downstream.families import FAMILIES, FamilySources
+from mstar.downstream.families import FamilySources, needs_of
 from mstar.models.projection import PROJECTION
 from mstar.models.stage1_files import AGGREGATOR, GENE_ENCODER, TEXT_ENCODER
 from mstar.storage import objects
@@ -15,16 +15,16 @@ _OF_STAGE1 = tuple(f"{name}.safetensors" for name in (AGGREGATOR, TEXT_ENCODER, 
 _OF_COHORT = ("cases.csv", "reports.csv", "expression/expression.json", "expression/values.npy")
 
 
-def fingerprint_sources(kind: str, sources: FamilySources) -> str:
-    """Equal for equal content, wherever it lies; what a family does not take does not count."""
+def fingerprint_sources(kind: str, method: str, sources: FamilySources) -> str:
+    """Equal for equal content, wherever it lies; what a method does not take does not count."""
+    needs = needs_of(kind, method)
     found: list[tuple[str, str]] = []
-    if kind == "zero_shot" and sources.prompts:
-        found += list(_below(sources.prompts))
-    if kind in ("zero_shot", "retrieval"):
+    if "stage1" in needs:
+        found += list(_below(sources.prompts)) if sources.prompts and kind != "retrieval" else []
         found += list(_named(sources.stage1, _OF_STAGE1))
         found += list(_below(objects.join(sources.stage1, TOKENIZER)))
         found += list(_named(sources.stage2, (PROJECTION,))) if sources.stage2 else []
-    if "cohort" in FAMILIES[kind].needs:
+    if "cohort" in needs:
         found += list(_named(sources.cohort, _OF_COHORT))
     return fingerprint(found)
 

@@ -37,8 +37,8 @@ class Objective(Protocol):
     def num_outputs(self) -> int:
         """Logits of a bag."""
 
-    def labels(self, rows: Int64[Tensor, " bag"]) -> Int64[Tensor, " bag"] | None:
-        """Codes for heads that use them in training."""
+    def labels(self, rows: Int64[Tensor, " bag"]) -> Int64[Tensor, "bag ..."] | None:
+        """Codes for heads that use them in training, or the tokens of texts."""
 
     def loss(
         self, logits: Float[Tensor, "bag out"], rows: Int64[Tensor, " bag"]

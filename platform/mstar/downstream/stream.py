@@ -62,8 +62,10 @@ class Batch:
     offsets: Int64[Tensor, " edge"]
     genes: GroupedGenes | None = None
 
-    def through(self, head: nn.Module, labels: Int64[Tensor, " bag"] | None = None) -> HeadOutput:
-        """What a head says about the batch."""
+    def through(
+        self, head: nn.Module, labels: Int64[Tensor, "bag ..."] | None = None
+    ) -> HeadOutput:
+        """What a head says about the batch; labels are codes, or the tokens of texts."""
         more = (self.genes,) if isinstance(head, GeneHead) else ()
         output: HeadOutput = head(self.x, self.offsets, labels, *more)
         return output

@@ -108,7 +108,25 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
             made, left = _studies(config, data, encoders[name], spaces, key)
             plans += made
             left_out += left
+    plans, orphans = _with_models(plans)
+    left_out += orphans
     return SweepPlan(studies=tuple(plans), tasks=tasks, encoders=encoders, left_out=tuple(left_out))
+
+
+def _with_models(plans: list[StudyPlan]) -> tuple[list[StudyPlan], list[LeftOut]]:
+    """Studies without those that test the models of one that is left out."""
+    there = {plan.study for plan in plans}
+    kept, left_out = [], []
+    for plan in plans:
+        if plan.models_of is None or plan.models_of in there:
+            kept.append(plan)
+            continue
+        study = plan.study
+        reason = f"needs the models of {plan.models_of.key}, which is left out"
+        left_out.append(
+            LeftOut(task=study.task_id, encoder=study.encoder, head=study.head, reason=reason)
+        )
+    return kept, left_out
 
 
 def find_encoders(config: SweepConfig) -> dict[str, Encoder]:
@@ -251,21 +269,22 @@ def _family_studies(
     kind, protocol = data.task.kind, find_protocol(config.protocol)
     of_task = {"task": data.task.task_id, "encoder": encoder.name}
     methods = find_methods(kind, config.methods)
-    if missing := missing_sources(kind, config.sources):
-        return [], [LeftOut(**of_task, reason=missing)]
     if not methods:
         reason = f"--methods names none of {', '.join(FAMILIES[kind].methods)}"
         return [], [LeftOut(**of_task, reason=reason)]
     plans, left_out = [], []
     for method in methods:
         study = Study(task_id=data.task.task_id, encoder=encoder.name, head=method)
+        if missing := missing_sources(kind, method, config.sources):
+            left_out.append(LeftOut(**of_task, head=method, reason=missing))
+            continue
         try:
             options = method_options(kind, method, config.option)
             check_task(kind, data.task, config.sources, options, data)
         except MstarError as error:
             left_out.append(LeftOut(**of_task, head=method, reason=str(error), refused=True))
             continue
-        given = [options, fingerprint_sources(kind, config.sources)]
+        given = [options, fingerprint_sources(kind, method, config.sources)]
         internal = data.task.trained_on
         plans.append(
             StudyPlan(

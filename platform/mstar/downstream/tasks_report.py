@@ -8,7 +8,7 @@ from typing import Any
 from mstar.data.label_tables.dialects import DIALECTS
 from mstar.data.task_registry import TaskRegistry
 from mstar.data.tasks import SPLIT_POLICIES, Task
-from mstar.downstream.families import family_of
+from mstar.downstream.families import family_of, needs_of
 from mstar.downstream.task_survey import TaskState
 
 _MARKS = {
@@ -92,8 +92,11 @@ def _run_as(task: Task) -> str:
     family = family_of(task.kind)
     if family is None:
         return "heads of --heads, trained by the one loop"
-    flags = " and ".join(f"--{name}" for name in family.needs)
-    return f"one of {', '.join(family.methods)} (--methods)" + (f"; needs {flags}" if flags else "")
+    methods = []
+    for method in family.methods:
+        flags = " and ".join(f"--{name}" for name in needs_of(task.kind, method))
+        methods.append(f"{method} (needs {flags})" if flags else method)
+    return f"one of {', '.join(methods)}, by --methods"
 
 
 def states(found: Sequence[TaskState], *, reasons: bool) -> str:

@@ -61,7 +61,7 @@ class AblateConfig:
     """Patches of a case's bag, and of a window of the teacher."""
     dim: int = 64
     """Length of a token of the aggregator, and so of a target."""
-    stage2_steps: int = 300
+    stage2_steps: int = 200
     """Optimiser steps of stage 2, in every arm."""
     stage2_batch: int = 64
     """Patches of a step, a multiple of 16."""

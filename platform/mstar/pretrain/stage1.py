@@ -3,12 +3,17 @@
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from mstar.config import to_json
+from mstar.errors import ConfigError
+from mstar.pretrain import forgetting
 from mstar.pretrain.stage1_cases import Stage1Cases, choose_cases
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_facts import FACTS_FILE, claim, read_json, refuse_other_run
+from mstar.pretrain.stage1_init import read_start
 from mstar.pretrain.stage1_plan import StepPlan
 from mstar.pretrain.stage1_resume import checkpoint_root, run_name
 from mstar.pretrain.stage1_run import train
@@ -26,11 +31,14 @@ def run(config: Stage1Config) -> int:
     """Run `mstar stage1` and return its exit code."""
     config = with_absolute_paths(config)
     refuse_other_run(config)
+    read_start(config)  # refuses what cannot be gone on from, before anything is read
     if config.dry_run:
         return preview(config)
     facts = read_json(config.out, FACTS_FILE)
     if facts is not None and facts["complete"]:
+        refuse_other_start(config, facts)
         print("\n".join(summary(config, facts, None)), flush=True)
+        say_what_changed(config)
         return ExitCode.COMPLETE
     began_s = time.monotonic()
     claim(config)
@@ -41,7 +49,33 @@ def run(config: Stage1Config) -> int:
     facts = read_json(config.out, FACTS_FILE)
     assert facts is not None, "the run has exported its encoders"
     print("\n".join(summary(config, facts, time.monotonic() - began_s)), flush=True)
+    say_what_changed(config)
     return ExitCode.COMPLETE
+
+
+def refuse_other_start(config: Stage1Config, facts: Mapping[str, Any]) -> None:
+    """Raises ConfigError when a complete output began with other encoders than are asked for."""
+    start = read_start(config)
+    before, now = facts["inputs"].get("init_from", ""), start.digest if start else ""
+    if before != now:
+        raise ConfigError(
+            f"{config.out}: holds a stage 1 that began "
+            f"{'with other encoders' if before else 'from nothing'} than --init-from says "
+            f"({config.init_from or 'nothing'}). Give another --out."
+        )
+
+
+def say_what_changed(config: Stage1Config) -> None:
+    """Of a run that began with another's encoders: measure what is forgotten, once; print it."""
+    start = read_start(config)
+    if start is None or objects.exists(objects.join(config.out, forgetting.JSON_FILE)):
+        return
+    from mstar.pretrain.stage1_forgetting import FIRST, compare
+    from mstar.training.ray_train import device_of
+
+    parts = compare(config, start, device_of(config.device))
+    forgetting.write(config.out, start.folder, parts)
+    print("\n".join(forgetting.summary_lines(config.out, parts, FIRST)), flush=True)
 
 
 def train_here(config: Stage1Config) -> None:
@@ -86,6 +120,9 @@ def with_absolute_paths(config: Stage1Config) -> Stage1Config:
         cohort=absolute(config.cohort),
         features=absolute(config.features),
         out=absolute(config.out),
+        init_from=absolute(config.init_from) if config.init_from else "",
+        old_cohort=absolute(config.old_cohort) if config.old_cohort else "",
+        old_features=absolute(config.old_features) if config.old_features else "",
         text=text,
     )
 

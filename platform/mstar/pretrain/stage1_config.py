@@ -26,6 +26,7 @@ from mstar.training.ray_train import GroupConfig
 NOT_IN_THE_FINGERPRINT = (
     *("group", "engine", "out", "tracking", "dry_run", "device", "chunk_cases"),
     *("cohort", "features", "gradient_checkpointing"),
+    *("init_from", "old_cohort", "old_features"),  # the encoders' digest is compared instead
 )
 # Metrics of which more is better; `stage1_validate` names them.
 SELECTABLE = re.compile(
@@ -44,6 +45,13 @@ class Stage1Config:
     """Feature store of the cohort's slides (`mstar embed`)."""
     out: str
     """Folder for the encoders, checkpoints, log and MLflow file."""
+    init_from: str = ""
+    """Output of a finished stage 1 to start from: its encoders, temperature and bins. What that has
+    changed on its validation cases is in forgetting.md. Empty: from nothing."""
+    old_cohort: str = ""
+    """Where the cohort of that run is now; default: where it was."""
+    old_features: str = ""
+    """Where the features of that run are now; default: where they were."""
     modalities: str = "wsi,text,gene"
     """Which modalities take part, two or three of wsi, text, gene."""
     epochs: int = 50

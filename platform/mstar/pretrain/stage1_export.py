@@ -72,6 +72,7 @@ class Exporter:
             "step": step,
             "selected_by": selected_by or f"highest val.{self.config.select_on}",
             "tokenizer": self._keep_tokenizer(),
+            "logit_scale": float(model.logit_scale.log_scale.detach().exp()),
             **validation_facts(found),
         }
         short = {key: value for key, value in facts.items() if key != "retrieval"}

@@ -66,10 +66,10 @@ def claim(config: Stage1Config) -> None:
 
 
 def input_digests(
-    cases: Stage1Cases, sources: Sources, tokenizer: ReportTokenizer | None
+    cases: Stage1Cases, sources: Sources, tokenizer: ReportTokenizer | None, start: str = ""
 ) -> dict[str, str]:
-    """What must not change between two attempts of a run."""
-    return {
+    """What must not change between two attempts of a run; start: of the encoders it began with."""
+    return ({"init_from": start} if start else {}) | {
         "cases": cases_digest(cases.train, cases.val),
         "splits": cases.split_digest,
         "reports": sources.reports.digest if sources.reports is not None else "",

@@ -25,6 +25,7 @@ from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_export import Exporter
 from mstar.pretrain.stage1_facts import facts_of, input_digests
 from mstar.pretrain.stage1_found_bad import FoundBad
+from mstar.pretrain.stage1_init import bins_of, initialise, read_start
 from mstar.pretrain.stage1_model import build_model, build_optimizer
 from mstar.pretrain.stage1_plan import StepPlan
 from mstar.pretrain.stage1_resume import newest_checkpoint, start_state
@@ -91,10 +92,14 @@ def prepare(session: Session, config: Stage1Config, run_log: RunLog | None) -> S
     cases = choose_cases(config, sources)
     plan = StepPlan.of(config, cases.train)
     guaranteed = plan.check()
+    start = read_start(config)
     inputs.bins = fitted_bins(config, sources.expression, cases)
-    digests = input_digests(cases, sources, inputs.tokenizer)
+    digests = input_digests(cases, sources, inputs.tokenizer, start.digest if start else "")
     dim = feature_dim(sources.bags, cases.train)
     model = build_model(config, feature_dim=dim, expression=sources.expression).to(session.device)
+    if start is not None:
+        inputs.bins = bins_of(config, start)
+        initialise(model, start, expression=sources.expression, tokenizer=inputs.tokenizer)
     optimizer = build_optimizer(model, config)
     with newest_checkpoint(session, config) as folder:
         state = start_state(folder, config, session, digests)

@@ -9,11 +9,14 @@ from mstar.config import to_json
 from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.order import EpochOrder
 from mstar.data.shards.pieces import group_rows
+from mstar.models.weights import BUILT_IN
+from mstar.pretrain import forgetting
 from mstar.pretrain.stage1_facts import read_json
 from mstar.pretrain.stage2_config import Stage2Config
 from mstar.pretrain.stage2_finish import FACTS_FILE
 from mstar.pretrain.stage2_prepare import total_steps
 from mstar.pretrain.stage2_resume import (
+    Inputs,
     checkpoint_root,
     claim,
     open_inputs,
@@ -39,6 +42,7 @@ def run(config: Stage2Config) -> int:
     facts = read_json(config.out, FACTS_FILE)
     if facts is not None and facts["complete"]:
         print("\n".join(summary(config, facts, None)), flush=True)
+        say_what_changed(config, inputs)
         return ExitCode.COMPLETE
     began_s = time.monotonic()
     claim(config, identity)
@@ -49,7 +53,20 @@ def run(config: Stage2Config) -> int:
     print(
         "\n".join(summary(config, read_facts(config.out), time.monotonic() - began_s)), flush=True
     )
+    say_what_changed(config, inputs)
     return ExitCode.COMPLETE
+
+
+def say_what_changed(config: Stage2Config, inputs: Inputs) -> None:
+    """Of a run that began with another's encoder: measure what has changed, once; print it."""
+    if inputs.start is None or objects.exists(objects.join(config.out, forgetting.JSON_FILE)):
+        return
+    from mstar.pretrain.stage2_forgetting import FIRST, compare
+    from mstar.training.ray_train import device_of
+
+    parts = compare(config, inputs.start, inputs, device_of(config.device))
+    forgetting.write(config.out, inputs.start.folder, parts)
+    print("\n".join(forgetting.summary_lines(config.out, parts, FIRST)), flush=True)
 
 
 def train_here(config: Stage2Config, identity: Mapping[str, Any]) -> None:
@@ -82,7 +99,7 @@ def with_absolute_paths(config: Stage2Config) -> Stage2Config:
     """The config as workers in other folders can use it."""
 
     def absolute(uri: str) -> str:
-        if "://" in uri or uri.startswith(("hf-hub:", "random:")) or not uri:
+        if "://" in uri or uri.startswith(("hf-hub:", "random:")) or uri in ("", BUILT_IN):
             return uri
         return str(objects.local_path(uri).absolute())
 
@@ -92,6 +109,8 @@ def with_absolute_paths(config: Stage2Config) -> Stage2Config:
         weights=absolute(config.weights),
         out=absolute(config.out),
         knn_labels=absolute(config.knn_labels),
+        init_from=absolute(config.init_from),
+        old_shards=absolute(config.old_shards),
     )
 
 

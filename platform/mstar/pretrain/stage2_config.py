@@ -25,6 +25,7 @@ NOT_IN_THE_FINGERPRINT = (
     *("weights", "allow_other_weights", "model_name", "checkpoint_every_steps", "log_every_steps"),
     *("watch_every_steps", "probe_patches", "knn_labels", "knn_every_steps", "knn_neighbours"),
     *("decode_threads", "read_ahead_mb", "patience_s"),
+    *("init_from", "old_shards"),  # the weights' digest is compared instead
 )
 AT_LEAST_ONE = (
     *("epochs", "batch_patches", "micro_batch", "log_every_steps", "probe_patches"),
@@ -46,6 +47,11 @@ class Stage2Config:
     """Weights that made the features (compared by hash): a file, s3://, hf-hub: or random:SEED."""
     out: str
     """Folder for the encoder, checkpoints, log and MLflow file."""
+    init_from: str = ""
+    """Output of a finished stage 2 to start from: its encoder and projection. What that has changed
+    is in forgetting.md. Empty: from the weights that made the features."""
+    old_shards: str = ""
+    """Where the shards of that run are now; default: where they were."""
     allow_other_weights: bool = False
     """Start from other weights than those that made the features."""
     epochs: int = 1

@@ -14,6 +14,7 @@ from mstar.pretrain.shard_pieces import RayReaders
 from mstar.pretrain.shard_stream import StreamConfig
 from mstar.pretrain.stage2_batches import StepBatches, probe_images
 from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.stage2_init import initialise
 from mstar.pretrain.stage2_knn import LabelledPatches, read_labelled
 from mstar.pretrain.stage2_resume import (
     Inputs,
@@ -75,7 +76,11 @@ def prepare(session: Session, config: Stage2Config, run_log: RunLog | None) -> S
         target_dim=index.target_dim,
         seed=config.seed,
         config=config.student,
-    ).to(session.device)
+    )
+    if inputs.start is not None:
+        standard = statistics_of(index, torch.device("cpu")) if config.loss.standardise else None
+        initialise(student, inputs.start.folder, standard)
+    student = student.to(session.device)
     first = session.rank == 0
     probe = take_probe(config, index, student) if first and config.watch_every_steps else None
     ema = Ema(student)  # before an engine makes the parameters views of one large buffer

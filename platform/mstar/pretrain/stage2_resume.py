@@ -20,6 +20,7 @@ from mstar.models.student import initial_weights
 from mstar.models.weights import ResolvedWeights
 from mstar.pretrain.stage1_facts import RUN_FILE, read_json, write_json
 from mstar.pretrain.stage2_config import Stage2Config
+from mstar.pretrain.stage2_init import Start, read_start
 from mstar.storage import objects
 from mstar.training.engines import EngineConfig
 from mstar.training.sessions import LocalSession, Session, TrainState, read_state
@@ -31,10 +32,14 @@ COUNTS_FILE = "stage2_counts.json"  # beside the engine's files in a checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a run reads: the shards' index, and the weights that the student starts from."""
+    """What a run reads: the shards' index, and the weights that the student starts from.
+
+    start: the finished run whose encoder it goes on with, None for none.
+    """
 
     index: ShardIndex
     weights: ResolvedWeights
+    start: Start | None = None
 
 
 def open_inputs(config: Stage2Config) -> Inputs:
@@ -51,7 +56,8 @@ def open_inputs(config: Stage2Config) -> Inputs:
         expected_transform=index.encoder.transform,
         allow_other=config.allow_other_weights,
     )
-    return Inputs(index=index, weights=weights)
+    start = read_start(config.init_from, config.out, index.encoder.name)
+    return Inputs(index=index, weights=weights, start=start)
 
 
 def run_identity(config: Stage2Config, inputs: Inputs) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def run_identity(config: Stage2Config, inputs: Inputs) -> dict[str, Any]:
             "shards_fingerprint": inputs.index.fingerprint,
             "shards_rows": inputs.index.num_rows,
             "initial_sha256": inputs.weights.sha256,
+            **({"init_from": inputs.start.sha256} if inputs.start is not None else {}),
         }
     )
     return identity

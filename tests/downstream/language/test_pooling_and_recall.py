@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mstar.downstream.language.pooling import text_scores, top_means, top_votes
+from mstar.downstream.language.pooling import class_scores, text_scores, top_means, top_votes
 from mstar.downstream.language.retrieval import joined, measure
 from mstar.downstream.statistics.bootstrap import interval
 from mstar.downstream.statistics.evaluated import Evaluated
@@ -33,12 +33,21 @@ def test_the_surest_patches_vote() -> None:
 
 
 def test_many_texts_are_scored_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mstar.downstream.language.pooling.COLUMNS_AT_ONCE", 3)
+    monkeypatch.setattr("mstar.downstream.language.pooling.NUMBERS_AT_ONCE", 50)
     torch.manual_seed(0)
     patches, texts = torch.randn(20, 6), torch.randn(8, 6)
     together = text_scores(patches, texts, [5])
     alone = torch.cat([text_scores(patches, text[None], [5]) for text in texts], dim=1)
     torch.testing.assert_close(together, alone)
+
+
+def test_a_wording_is_scored_as_if_it_were_the_only_one() -> None:
+    torch.manual_seed(1)
+    patches, classes = torch.randn(30, 6), torch.randn(4, 3, 6)
+    for vote, pool in ((False, top_means), (True, top_votes)):
+        together = class_scores(patches, classes, TOPS, vote=vote)
+        alone = torch.stack([pool(patches @ own.T, TOPS) for own in classes], dim=1)
+        torch.testing.assert_close(together, alone)
 
 
 def test_a_case_is_found_where_counting_finds_it() -> None:

@@ -1,7 +1,7 @@
 """Reports of a generated cohort name its planted findings above chance within cancer type.
 
-The features are vectors of known truth (`support.report_cohort`); reports are those of the cohort,
-of which the findings alone are kept, as the paper keeps what slides show. Shuffled: each case has
+The features are vectors of known truth (`support.report_cohort`); of the reports the findings that
+slides show are kept, as the paper keeps them. Shuffled: each case has
 the features of another of its cancer type, so that nothing but the type can be learnt.
 """
 
@@ -17,7 +17,7 @@ from mstar.downstream.prediction_parts import evaluated_parts
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.report_generation.options import HistGenOptions
 from mstar.downstream.statistics.bootstrap import Estimate, fold_estimate
-from support.report_cohort import SMALL, findings_only, report_cohort
+from support.report_cohort import SMALL, report_cohort
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -26,8 +26,7 @@ def gain_of(root: Path, *, shuffled: bool) -> dict[str, Estimate]:
     """Fact metrics of the test part, with intervals over patients."""
     torch.set_num_threads(1)
     cohort = report_cohort(root, cases=500, shuffled=shuffled)
-    findings = str(root / "findings.csv")
-    findings_only(cohort, findings)
+    findings = f"{cohort.folder}/truth/reports_shown.csv"
     options = HistGenOptions(
         **SMALL, epochs=20, lr=2e-3, lr_factor=0.9, batch_slides=8, max_tokens=110,
         vocabulary_size=800, reports=findings, length_power=1.0,

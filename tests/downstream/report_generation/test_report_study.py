@@ -195,6 +195,14 @@ def test_options_that_cannot_be_meant_are_refused(word: str, said: str) -> None:
         method_options("report_generation", "histgen", [word])
 
 
+def test_small_sizes_leave_those_that_are_set() -> None:
+    small = method_options("report_generation", "histgen", ["histgen.sizes=small"])
+    assert [small.model.width, small.model.memory_slots] == [64, 64]
+    words = ["histgen.sizes=small", "histgen.width=32"]
+    own = method_options("report_generation", "histgen", words)
+    assert [own.model.width, own.model.memory_slots] == [32, 64]
+
+
 def test_the_defaults_are_the_papers() -> None:
     options = to_dict(method_options("report_generation", "histgen", []))
     expected = {

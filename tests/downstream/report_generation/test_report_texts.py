@@ -1,6 +1,8 @@
 """Reports of a task: what is missing or says nothing is counted and named; tokens for training."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from mstar.downstream.report_generation.texts import (
     MISSING,
     WORDLESS,
     join_reports,
+    read_cohort_reports,
     tokenise,
 )
-from mstar.errors import SplitError
+from mstar.errors import SplitError, TableError
 from support.report_cohort import report_task_data
 
 CASES = tuple(iter_cases(GenerateConfig(out="C", cases=20, slides_per_case_max=1)))
@@ -52,6 +55,25 @@ def test_a_part_without_any_report_is_refused_with_its_cases() -> None:
     val = tuple(at for at in range(20) if at % 10 == 7)
     with pytest.raises(SplitError, match=rf"part val: expected cases with a report.*{IDS[7]}"):
         join_reports(report_task_data(CASES), table(without=val))
+
+
+def test_histgens_annotations_are_read_by_case_or_slide(tmp_path: Path) -> None:
+    data = report_task_data(CASES)
+    file = tmp_path / "annotation.json"
+    names = [IDS[0], *(f"{name}-1" for name in IDS[1:])]
+    rows = [{"id": n, "report": f"report of {n}", "image_path": [n]} for n in names]
+    rows[4]["report"] = " .. "
+    file.write_text(json.dumps({"train": rows[:9], "val": rows[9:12], "test": rows[12:]}))
+    joined = join_reports(data, read_cohort_reports("none", str(file)))
+    assert joined.left_out == {MISSING: (), WORDLESS: (IDS[4],)}
+    assert joined.texts[0] == f"report of {IDS[0]}"
+    assert joined.texts[-1] == f"report of {IDS[-1]}-1"
+    file.write_text(json.dumps({"train": [rows[0], rows[0]]}))
+    with pytest.raises(TableError, match="part train, entry 2: expected a new id"):
+        read_cohort_reports("none", str(file))
+    file.write_text("[1, 2]")
+    with pytest.raises(TableError, match=r"expected \{part: \[\{id, report\}"):
+        read_cohort_reports("none", str(file))
 
 
 def test_tokens_are_shifted_by_one_and_long_reports_have_no_end() -> None:

@@ -22,7 +22,7 @@ WORDS = "the tumour is well poorly differentiated grade low margin clear of".spl
 def texts(number: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     return [
-        " ".join(rng.choice(WORDS[:5], int(rng.integers(0 if at == 3 else 1, 18))))
+        " ".join(rng.choice(WORDS[:3], int(rng.integers(0 if at == 3 else 1, 18))))
         for at in range(number)
     ]
 

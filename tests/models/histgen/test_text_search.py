@@ -105,7 +105,7 @@ def test_no_run_of_tokens_comes_twice_where_that_is_blocked(beam: int) -> None:
         found = generate(model, x, offsets, begin=BEGIN, end=END, config=config)
         runs = [list(zip(t, t[1:], t[2:], strict=False)) for t in (one.tokens for one in found)]
         repeats[block] = sum(len(own) - len(set(own)) for own in runs)
-        assert not any(one.ended for one in found)
+        assert block or not any(one.ended for one in found)
     assert repeats[3] == 0 < repeats[0]
 
 

@@ -2,6 +2,7 @@
 
     truth/facts.csv           case_id, fact, level
     truth/fact_phrases.csv    fact, level, phrase
+    truth/reports_shown.csv   case_id, text: the findings of each report that slides show
 
 The facts that slides show: cancer type, grade, mutation, pathway. A fact's level is that of the
 case's own factor, whatever its report says or leaves out.
@@ -14,7 +15,7 @@ import pyarrow as pa
 from mstar.cohorts.generated.config import GenerateConfig
 from mstar.cohorts.generated.factors import CaseFactors
 from mstar.cohorts.generated.grammar import CANCER_TYPE_PHRASES, FINDINGS
-from mstar.cohorts.generated.reports import levels_of
+from mstar.cohorts.generated.reports import compose_shown, levels_of
 from mstar.data.tables import write_table
 from mstar.storage import objects
 
@@ -27,7 +28,9 @@ LEVELS = {
 
 
 def write_facts(folder: str, config: GenerateConfig, cases: Sequence[CaseFactors]) -> None:
-    """Write both tables."""
+    """Write the three tables."""
+    shown = [(case.case_id, compose_shown(config, case)) for case in cases if case.has_report]
+    _write(folder, "reports_shown.csv", ("case_id", "text"), [row for row in shown if row[1]])
     _write(folder, "facts.csv", ("case_id", "fact", "level"), fact_rows(config, cases))
     _write(folder, "fact_phrases.csv", ("fact", "level", "phrase"), phrase_rows(config))
 
@@ -55,8 +58,6 @@ def phrase_rows(config: GenerateConfig) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _write(
-    folder: str, name: str, columns: Sequence[str], rows: Sequence[tuple[str, str, str]]
-) -> None:
+def _write(folder: str, name: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
     cells = {column: [row[at] for row in rows] for at, column in enumerate(columns)}
     write_table(objects.join(folder, "truth", name), pa.table(cells))

@@ -64,6 +64,19 @@ def compose(config: GenerateConfig, case: CaseFactors) -> str:
     return _misread(rng, text, OCR_ERRORS_PER_CHAR * config.noise)
 
 
+def compose_shown(config: GenerateConfig, case: CaseFactors) -> str:
+    """The findings of the same report that a slide can show, as if it was filtered to them.
+
+    Clean of misreadings; empty where the report is silent about all of them.
+    """
+    rng = rng_of(config, Purpose.REPORT, case.index)
+    rng.integers(*LENGTH_CHARS)
+    _fill(rng, _pick(rng, HEADERS))
+    told = zip(levels_of(config, case), _findings(config, case, rng), strict=True)
+    findings = [text for factor, text in told if text and factor != "hazard"]
+    return " ".join(findings[at] for at in rng.permutation(len(findings)))
+
+
 def levels_of(config: GenerateConfig, case: CaseFactors) -> dict[str, tuple[int, int]]:
     """Factor → (the level that is true, the number of levels), as reports tell them."""
     return {

@@ -2,7 +2,7 @@
 
     truth/generate.json    the settings that every byte follows from
     truth/cases.csv        the latent factors of every case
-    truth/facts.csv, truth/fact_phrases.csv   the same as findings of reports (see `facts`)
+    truth/facts.csv, fact_phrases.csv, reports_shown.csv   the same as findings (see `facts`)
     truth/genes.csv        which gene follows which factor, and in which direction
     truth/patches.parquet  every cell of every slide: where it is, how much of it is tissue, and
                            whether it is one of those that would show the mutation or the pathway

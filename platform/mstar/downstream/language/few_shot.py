@@ -32,7 +32,7 @@ from mstar.downstream.language.options import FewPrototypeOptions, FewShotOption
 from mstar.downstream.language.prompts import find_prompts
 from mstar.downstream.statistics.bootstrap import fold_estimate, seed_values
 from mstar.downstream.statistics.evaluated import Evaluated
-from mstar.errors import ConfigError, SplitError
+from mstar.errors import SplitError
 from mstar.storage import objects
 from mstar.training.seeds import seed_of
 
@@ -43,16 +43,10 @@ CURVE, FIGURE = "curve.csv", "figures/curve.png"
 
 
 def check(task: Task, sources: FamilySources, options: Any, data: TaskData) -> None:
-    """Raises when a class is too small for every k, or the paper's prototypes lack text."""
+    """Raises when a class is too small for every k, or the prototypes' prompts are bad."""
     usable_ks(data, options)
-    if not isinstance(options, FewPrototypeOptions):
-        return
-    if not sources.stage1:
-        raise ConfigError(
-            "few_prototype: expected --stage1, whose text encoder says which patches are like a "
-            "class. Without it take --methods few_linear,few_abmil."
-        )
-    find_prompts(task, sources.prompts)
+    if isinstance(options, FewPrototypeOptions):
+        find_prompts(task, sources.prompts)
 
 
 def run(job: FamilyJob) -> FamilyOutcome:

@@ -15,7 +15,7 @@ from mstar.downstream.config import TrialConfig
 from mstar.downstream.evaluate import predict
 from mstar.downstream.families import FamilyJob
 from mstar.downstream.language.encoders import PatchSide, TextSide
-from mstar.downstream.language.pooling import top_means
+from mstar.downstream.language.pooling import text_scores
 from mstar.downstream.language.prompts import find_prompts
 from mstar.downstream.language.zero_shot import class_vectors, wordings_of
 from mstar.downstream.population import train_population
@@ -45,8 +45,8 @@ def prototypes(job: FamilyJob, bags: PackedBags, draws: Draws) -> Scores:
     made = torch.stack([_prototypes(draws[key], labels, best, options.patches) for key in keys])
     rows = []
     for at in data.folds[0].test.tolist():
-        cosines = side.vectors(bags.bag(at)) @ made.flatten(0, 1).T
-        rows.append(top_means(cosines, [options.top])[0].reshape(made.shape[:2]))
+        scored = text_scores(side.vectors(bags.bag(at)), made.flatten(0, 1), [options.top])
+        rows.append(scored[0].reshape(made.shape[:2]))
     scores = torch.softmax(torch.stack(rows) * options.scale, dim=2).cpu().numpy()
     return {key: scores[:, place] for place, key in enumerate(keys)}
 
@@ -99,7 +99,7 @@ class LastEpoch(Fit):
 def only_from(data: TaskData, support: Int64[np.ndarray, " support"], *, name: str) -> TaskData:
     """The task with nothing but some slides to train on; the loop validates on them too."""
     fold = TaskFold(name=name, train=support, val=support, test=data.folds[0].test)
-    return replace(data, folds=(fold,))
+    return replace(data, task=replace(data.task, kind="classification"), folds=(fold,))
 
 
 def logistic(

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-COLUMNS_AT_ONCE = 4096
+NUMBERS_AT_ONCE = 20_000_000  # cosines of patches with texts: 80 MB
 
 
 def top_means(
@@ -40,5 +40,20 @@ def text_scores(
     patches: Float32[Tensor, "patch dim"], texts: Float32[Tensor, "text dim"], tops: Sequence[int]
 ) -> Float32[Tensor, "top text"]:
     """`top_means` of the cosines with many texts, some columns at a time."""
-    parts = [top_means(patches @ some.T, tops) for some in texts.split(COLUMNS_AT_ONCE)]
-    return torch.cat(parts, dim=1)
+    step = max(1, NUMBERS_AT_ONCE // len(patches))
+    return torch.cat([top_means(patches @ some.T, tops) for some in texts.split(step)], dim=1)
+
+
+def class_scores(
+    patches: Float32[Tensor, "patch dim"],
+    classes: Float32[Tensor, "wording label dim"],
+    tops: Sequence[int],
+    *,
+    vote: bool,
+) -> Float32[Tensor, "top wording label"]:
+    """A slide's scores of the classes, worded in many ways: means of the best, or votes."""
+    wordings, labels, _ = classes.shape
+    if not vote:
+        made = text_scores(patches, classes.flatten(0, 1), tops)
+        return made.reshape(len(tops), wordings, labels)
+    return torch.stack([top_votes(patches @ own.T, tops) for own in classes], dim=1)

@@ -27,7 +27,7 @@ from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.fold_views import part_of
 from mstar.downstream.language.encoders import PatchSide, SlideSide, TextSide
 from mstar.downstream.language.options import MiZeroOptions, SlideTextOptions
-from mstar.downstream.language.pooling import top_means, top_votes
+from mstar.downstream.language.pooling import class_scores
 from mstar.downstream.language.prompts import Prompts, find_prompts
 from mstar.downstream.statistics.bootstrap import interval
 from mstar.downstream.statistics.evaluated import Evaluated
@@ -146,22 +146,12 @@ def _slide_scores(
         job.sources.stage1, job.sources.stage2, space=options.space, window=options.window,
         device=job.device,
     )  # fmt: skip
-    tops = options.all_tops
-    columns = classes.flatten(0, 1)
-    found = []
-    for at in places:
-        scores = patch_side.vectors(bags.bag(at)) @ columns.T
-        pooled = _pooled(scores, tops, options.pool, classes.shape[1])
-        found.append(pooled.reshape(len(tops), *classes.shape[:2]).cpu().numpy())
+    tops, vote = options.all_tops, options.pool == "vote"
+    found = [
+        class_scores(patch_side.vectors(bags.bag(at)), classes, tops, vote=vote).cpu().numpy()
+        for at in places
+    ]
     return {top: np.stack([rows[at] for rows in found]) for at, top in enumerate(tops)}
-
-
-def _pooled(
-    scores: Float32[Tensor, "patch column"], tops: Sequence[int], pool: str, labels: int
-) -> Float32[Tensor, "top column"]:
-    if pool == "mean":
-        return top_means(scores, tops)
-    return torch.cat([top_votes(one, tops) for one in scores.split(labels, dim=1)], dim=1)
 
 
 def _probabilities(

@@ -3,7 +3,7 @@
     <study>/models/<fold>-s<seed>.safetensors, .json     weights, sizes, vocabulary
     <study>/reports-<part>.csv      case_id, fold, seed, ended, tokens, generated, reference
     <study>/samples-<part>.html     texts beside their references, without a network
-    <study>/left_out.csv            cases without a report, with the reason
+    <study>/reports_left_out.csv    cases without a report, with the reason
     <study>/sealed/                 which model opened the test part
 
 A fit that is finished is not trained again after a kill. An external task trains nothing: the

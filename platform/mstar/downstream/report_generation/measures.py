@@ -129,7 +129,7 @@ def _bleu_counts(words: Sequence[str], reference: Sequence[str]) -> list[float]:
     if not words:
         return [0.0] * 9 + [float(len(reference))]
     score = _bleu().sentence_score(" ".join(words), [" ".join(reference)])
-    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+    return [float(n) for n in (*score.counts, *score.totals, score.sys_len, score.ref_len)]
 
 
 def _put_facts(found: Float32[np.ndarray, "sample column"], counts: FactCounts) -> None:

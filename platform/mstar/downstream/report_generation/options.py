@@ -1,6 +1,7 @@
 """What a caller can set of HistGen: `--option histgen.NAME=VALUE`. Defaults are the paper's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mstar.downstream.config import TrialConfig
 from mstar.errors import ConfigError
@@ -59,6 +60,9 @@ class HistGenOptions:
     """Texts compete by log-probability / length**power; 0, as the paper, prefers short ones."""
     samples: int = 60
     """Texts that the page shows beside their references."""
+    sizes: str = "paper"
+    """paper, or small: sizes for a few hundred generated cases on a CPU; a size that is set below
+    has its own say."""
     d_vf: int = 2048
     """Length that patch features are first brought to."""
     width: int = 512
@@ -88,7 +92,8 @@ class HistGenOptions:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be meant."""
-        for name, allowed in (("precision", ("float32", "bfloat16")), ("select", SELECTIONS)):
+        choices = {"precision": PRECISIONS, "select": SELECTIONS, "sizes": tuple(SIZES)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"histgen, {name} {getattr(self, name)!r}: expected {' or '.join(allowed)}"
@@ -109,8 +114,11 @@ class HistGenOptions:
     @property
     def model(self) -> HistGenConfig:
         """Sizes of the model."""
-        names = HistGenConfig.__dataclass_fields__
-        return HistGenConfig(**{name: getattr(self, name) for name in names})
+        sizes = {}
+        for field in fields(HistGenConfig):
+            own, default = getattr(self, field.name), field.default
+            sizes[field.name] = own if own != default else SIZES[self.sizes].get(field.name, own)
+        return HistGenConfig(**sizes)
 
     @property
     def decoding(self) -> DecodingConfig:
@@ -139,4 +147,20 @@ class HistGenOptions:
         )
 
 
-SELECTIONS = ("bleu_4", "loss")
+SELECTIONS, PRECISIONS = ("bleu_4", "loss"), ("float32", "bfloat16")
+SIZES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        "d_vf": 64,
+        "width": 64,
+        "ff": 128,
+        "heads": 4,
+        "decoder_layers": 2,
+        "region_tokens": 24,
+        "memory_slots": 64,
+        "memory_top": 32,
+        "prototypes": 16,
+        "feature_dropout": 0.1,
+    },
+}
+"""Sizes by name, as they differ from the paper's."""

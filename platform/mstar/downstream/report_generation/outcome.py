@@ -23,6 +23,7 @@ from mstar.downstream.statistics.generation import KIND, column
 from mstar.downstream.stream import BagSource
 from mstar.storage import objects
 
+LEFT_OUT = "reports_left_out.csv"
 METRIC = "bleu_4"  # of bleu_meteor_rouge the one that ranks, as it chooses on validation
 
 
@@ -143,7 +144,7 @@ def write_left_out(folder: str, reports: TaskReports) -> None:
         name: pa.array([row[at] for row in rows], pa.string())
         for at, name in enumerate(("case_id", "reason"))
     }
-    write_table(objects.join(folder, "left_out.csv"), pa.table(columns))
+    write_table(objects.join(folder, LEFT_OUT), pa.table(columns))
 
 
 def _write_texts(study: ReportStudy, part: str, scored: Sequence[Scored]) -> None:

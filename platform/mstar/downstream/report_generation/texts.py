@@ -6,19 +6,23 @@ A longer report gives its first `max_tokens` predicted tokens, and then no [END]
 there. References for scores are always whole.
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mstar.data.label_tables import Sample
 from mstar.data.report_vocabulary import ReportVocabulary
-from mstar.data.reports import ReportTable, read_reports
+from mstar.data.reports import Report, ReportTable, read_reports
 from mstar.data.task_data import TaskData, TaskFold
-from mstar.errors import SplitError
+from mstar.downstream.report_generation.words import words_of
+from mstar.errors import SplitError, TableError
 from mstar.storage import objects
 
 MISSING, WORDLESS = "no report", "a report without a word"
@@ -47,18 +51,58 @@ class TaskReports:
 
 
 def read_cohort_reports(cohort: str, reports: str = "") -> ReportTable:
-    """The reports of a cohort, or of a table given in their place."""
+    """The reports of a cohort, or of a table (or HistGen's JSON) given in their place."""
+    if reports.endswith(".json"):
+        return read_annotations(reports)
     return read_reports(reports or objects.join(cohort, "reports.csv"))
 
 
+def read_annotations(uri: str) -> ReportTable:
+    """HistGen's file of reports: `{"train": [{"id": …, "report": …}, …], "val": …, "test": …}`.
+
+    Its parts are not looked at: the label table or the split registry decides.
+
+    Raises:
+        TableError: it is something else, or an id comes twice.
+    """
+    reports: dict[str, Report] = {}
+    empty: list[str] = []
+    for part, number, row in _entries(uri):
+        name, text = row.get("id"), row.get("report")
+        if not isinstance(name, str) or not isinstance(text, str) or name in reports:
+            raise TableError(
+                f"{uri}: part {part}, entry {number + 1:,}: expected a new id and a report, both "
+                f"text, got id {name!r}. Correct the entry."
+            )
+        if words_of(text):
+            reports[name] = Report(text=text)
+        else:
+            empty.append(name)
+    return ReportTable(reports=reports, empty=tuple(sorted(empty)))
+
+
+def _entries(uri: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    try:
+        parts = json.loads(objects.read_bytes(uri))
+        for part, rows in parts.items():
+            for number, row in enumerate(rows):
+                yield part, number, dict(row)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TableError(
+            f"{uri}: expected {{part: [{{id, report}}, …]}}, got {type(error).__name__}. Give "
+            "HistGen's annotation file, or a table case_id,text."
+        ) from error
+
+
 def join_reports(data: TaskData, reports: ReportTable) -> TaskReports:
-    """Keep the samples that have a report with a word in it.
+    """Keep the samples that have a report with a word in it: the case's own, or its slide's.
 
     Raises:
         SplitError: a part is left without any.
     """
     empty = set(reports.empty)
-    reasons = [_reason(sample.case_id, reports, empty) for sample in data.samples]
+    keys = [_key(sample, reports, empty) for sample in data.samples]
+    reasons = ["" if key in reports else WORDLESS if key in empty else MISSING for key in keys]
     left_out = {
         reason: tuple(
             sample.case_id
@@ -77,7 +121,7 @@ def join_reports(data: TaskData, reports: ReportTable) -> TaskReports:
         dropped={reason: count for reason, count in dropped.items() if count},
     )
     _check(data, joined, left_out)
-    texts = tuple(reports[sample.case_id].text for sample in joined.samples)
+    texts = tuple(reports[keys[at]].text for at in kept)
     return TaskReports(data=joined, texts=texts, left_out=left_out)
 
 
@@ -135,10 +179,11 @@ def tokenise(vocabulary: ReportVocabulary, texts: Sequence[str], max_tokens: int
     )
 
 
-def _reason(case_id: str, reports: ReportTable, empty: set[str]) -> str:
-    if case_id in reports:
-        return ""
-    return WORDLESS if case_id in empty else MISSING
+def _key(sample: Sample, reports: ReportTable, empty: set[str]) -> str:
+    """What the sample's report goes by; its case's id where there is none."""
+    names = (sample.case_id, *sample.slides)
+    known = [name for name in names if name in reports] or [n for n in names if n in empty]
+    return known[0] if known else sample.case_id
 
 
 def _kept_fold(fold: TaskFold, kept: Sequence[int]) -> TaskFold:

@@ -186,13 +186,13 @@ def cut_regions(bags: Bags, region_tokens: int) -> Regions:
 
 def _by_bag(
     rows: Float[Tensor, "region width"], regions: Regions, num_bags: int
-) -> Float[Tensor, "bag region width"]:
+) -> Float[Tensor, "bag most width"]:
     most = int(regions.place.max()) + 1
     empty = rows.new_zeros(num_bags, most, rows.shape[1])
     return empty.index_put((regions.of_bag, regions.place), rows)
 
 
-def _region_mask(regions: Regions, num_bags: int) -> Bool[Tensor, "bag region"]:
+def _region_mask(regions: Regions, num_bags: int) -> Bool[Tensor, "bag most"]:
     most = int(regions.place.max()) + 1
     mask = torch.zeros(num_bags, most, dtype=torch.bool, device=regions.place.device)
     mask[regions.of_bag, regions.place] = True

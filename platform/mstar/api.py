@@ -1,0 +1,206 @@
+"""The Python API: what a notebook needs. Nothing here starts Ray, and nothing writes.
+
+    import mstar
+
+    slide = mstar.open_slide("a.svs")
+    store = mstar.open_features("F/")
+    bag = mstar.Bag.of(store, "a")
+    head = mstar.load_head("R/planted_mutation/uni/abmil")
+    said = head.predict(bag)
+    found = mstar.evaluate("macro_auc", scores, patients=patients, labels=labels)
+
+These names stay; everything else of the package may move between minor versions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int64
+from torch import nn
+
+from mstar.downstream.evaluate import model_uris
+from mstar.downstream.model_files import SavedModel, load_fit, make_head
+from mstar.downstream.objectives import scores_of
+from mstar.downstream.statistics.bootstrap import RESAMPLES, Estimate, interval
+from mstar.downstream.statistics.evaluated import Evaluated
+from mstar.errors import ConfigError, FeatureError, WeightsError
+from mstar.features.store import FeatureStore
+from mstar.models.patch_encoders import load_encoder
+from mstar.slides.reader import open_slide
+
+__all__ = [
+    "Bag",
+    "Head",
+    "Prediction",
+    "evaluate",
+    "load_encoder",
+    "load_head",
+    "open_features",
+    "open_slide",
+]
+
+
+def open_features(path: str) -> FeatureStore:
+    """A store that `mstar embed` or `mstar import` wrote, for reading; a folder or `s3://…`.
+
+    Raises:
+        FeatureError: there is none.
+    """
+    return FeatureStore.open(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bag:
+    """The patches of a case: all of its slides, one after another.
+
+    features: as stored. coords_l0: top-left corners on level 0 of each patch's own slide; (0, 0)
+    where the features were imported without. slides: ids. slide_of: place in `slides` of each
+    patch's.
+    """
+
+    features: Float[np.ndarray, "patch dim"]
+    coords_l0: Int64[np.ndarray, "patch 2"]
+    slides: tuple[str, ...]
+    slide_of: Int64[np.ndarray, " patch"]
+
+    @classmethod
+    def of(cls, store: FeatureStore, *slides: str) -> "Bag":
+        """The bag of some slides of a store.
+
+        Raises:
+            FeatureError: no slides, one that is not in the store, or no patch in all of them.
+        """
+        if not slides:
+            raise FeatureError(f"{store.root}: expected the ids of one or more slides, got none")
+        read = [store.read(slide) for slide in slides]
+        sizes = [len(one.features) for one in read]
+        if not sum(sizes):
+            raise FeatureError(f"{store.root}: {', '.join(slides)}: no patches. Leave them out.")
+        return cls(
+            features=np.concatenate([one.features for one in read]),
+            coords_l0=np.concatenate([one.grid.coords for one in read]),
+            slides=slides,
+            slide_of=np.repeat(np.arange(len(slides)), sizes),
+        )
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return len(self.features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """What a head says about one bag.
+
+    scores: a probability per class, or one risk (higher is worse); the mean over its models.
+    attention: weight of each patch, one column per class where the head has several; the mean over
+    its models; None where the head has none.
+    """
+
+    scores: Float32[np.ndarray, " score"]
+    attention: Float32[np.ndarray, " patch"] | Float32[np.ndarray, "patch class"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Head:
+    """The trained models of a study, one per fold and seed, that answer together.
+
+    training: classification | survival. classes: in the order of the scores; empty for survival.
+    """
+
+    models: tuple[SavedModel, ...]
+    modules: tuple[nn.Module, ...]
+    training: str
+    classes: tuple[str, ...]
+
+    @property
+    def input_dim(self) -> int:
+        """Length of a feature vector."""
+        return self.models[0].fit.input_dim
+
+    @torch.no_grad()
+    def predict(self, bag: Bag) -> Prediction:
+        """Scores and attention of one bag.
+
+        Raises:
+            FeatureError: features of another length than the head was trained on.
+        """
+        if bag.features.shape[1] != self.input_dim:
+            raise FeatureError(
+                f"bag of {', '.join(bag.slides)}: expected features of {self.input_dim} numbers, "
+                f"got {bag.features.shape[1]}. Use the features of the encoder that the head was "
+                "trained on."
+            )
+        x = torch.from_numpy(np.ascontiguousarray(bag.features))
+        offsets = torch.tensor([0, len(bag)])
+        said = [module(x, offsets, None) for module in self.modules]
+        scores = [
+            scores_of(one.logits, model.fit.scores)[0]
+            for one, model in zip(said, self.models, strict=True)
+        ]
+        seen = [one.attention.float().numpy() for one in said if one.attention is not None]
+        return Prediction(
+            scores=np.mean(scores, axis=0, dtype=np.float32),
+            attention=np.mean(seen, axis=0, dtype=np.float32) if seen else None,
+        )
+
+
+def load_head(path: str, *, device: str = "cpu") -> Head:
+    """The models of a finished study (its folder), or one model (its `.safetensors`).
+
+    Raises:
+        WeightsError: there is none, or it is not one of ours.
+        ConfigError: it reads gene expression, which a bag does not hold.
+    """
+    models = tuple(load_fit(uri) for uri in model_uris(path))
+    if not models:
+        raise WeightsError(f"{path}: expected the folder of a finished study, got no models in it.")
+    if models[0].fit.genes is not None:
+        raise ConfigError(
+            f"{path}: the head {models[0].fit.config.head} reads gene expression besides patches. "
+            "Evaluate it by `mstar sweep`."
+        )
+    facts = models[0].facts
+    return Head(
+        models=models,
+        modules=tuple(make_head(model.fit, device) for model in models),
+        training=str(facts["training"]),
+        classes=tuple(facts["class_names"]),
+    )
+
+
+def evaluate(
+    metric: str,
+    scores: Float[np.ndarray, "sample score"],
+    *,
+    patients: Sequence[str],
+    labels: Int[np.ndarray, " sample"] | None = None,
+    times: Float[np.ndarray, " sample"] | None = None,
+    events: Bool[np.ndarray, " sample"] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """A metric with its 95 % interval, by a bootstrap of patients (`statistics.md`).
+
+    Args:
+        metric: macro_auc, c_index, balanced_accuracy, … (`METRICS` of the statistics).
+        scores: a probability per class; or one column, the risk, for survival.
+        patients: whom each sample is from.
+        labels: class codes; or, of survival,
+        times: months, and
+        events: whether it was an event, not censoring.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: no such metric, or neither classes nor times.
+        TrainingError: a score is not finite.
+    """
+    if (labels is None) == (times is None) or (times is None) != (events is None):
+        raise ConfigError("evaluate: expected labels, or times and events")
+    evaluated = Evaluated(
+        patients=tuple(patients), scores=scores, labels=labels, times=times, events=events
+    )
+    return interval(metric, evaluated, resamples=resamples, seed=seed)
