@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import nn
 
 from mstar.downstream.evaluate import model_uris
@@ -27,6 +27,7 @@ from mstar.downstream.statistics.bootstrap import RESAMPLES, Estimate, interval
 from mstar.downstream.statistics.evaluated import Evaluated
 from mstar.errors import ConfigError, FeatureError, WeightsError
 from mstar.features.store import FeatureStore
+from mstar.losses.survival import discrete_survival
 from mstar.models.patch_encoders import load_encoder
 from mstar.slides.reader import open_slide
 
@@ -97,10 +98,13 @@ class Prediction:
     scores: a probability per class, or one risk (higher is worse); the mean over its models.
     attention: weight of each patch, one column per class where the head has several; the mean over
     its models; None where the head has none.
+    survival: months, and the probability of no event until then, at the ends of the models' time
+    bins (a step function, 1 before the first); the mean over its models; None without bins.
     """
 
     scores: Float32[np.ndarray, " score"]
     attention: Float32[np.ndarray, " patch"] | Float32[np.ndarray, "patch class"] | None
+    survival: Float64[np.ndarray, "time 2"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,7 +148,19 @@ class Head:
         return Prediction(
             scores=np.mean(scores, axis=0, dtype=np.float32),
             attention=np.mean(seen, axis=0, dtype=np.float32) if seen else None,
+            survival=self._survival([one.logits for one in said]),
         )
+
+    def _survival(self, logits: Sequence[torch.Tensor]) -> Float64[np.ndarray, "time 2"] | None:
+        ends = [np.array((model.facts.get("edges") or [0.0])[1:]) for model in self.models]
+        if not all(map(len, ends)):
+            return None
+        months = np.unique(np.concatenate(ends))
+        curves = []
+        for mine, one in zip(ends, logits, strict=True):
+            steps = np.concatenate([[1.0], discrete_survival(one)[0].double().numpy()])
+            curves.append(steps[np.searchsorted(mine, months, side="right")])
+        return np.stack([months, np.mean(curves, axis=0)], axis=1)
 
 
 def load_head(path: str, *, device: str = "cpu") -> Head:

@@ -32,8 +32,10 @@ from mstar.downstream.prediction_parts import evaluated_parts
 from mstar.downstream.predictions import Predictions, read_predictions
 from mstar.downstream.statistics.bootstrap import Estimate, fold_estimate
 from mstar.pretrain.stage1_config import Stage1Config
+from support.serve_sweep import serve
 
-CASES, EPOCHS, STEPS = 480, 40, 120
+CASES, EPOCHS = 480, 40
+STEPS, BATCH = 60, 32  # of stage 2: about one pass; `texture` takes 0.1 s a patch
 PRETRAINED = 0.65
 AS_IT_IS, SHUFFLED = "as-it-is", "shuffled"
 ZERO_SHOT = dict.fromkeys(("type", "grade", "mutation"), ("mi_zero", "slide_text"))
@@ -144,7 +146,6 @@ def read_truth(cohort: Path) -> dict[str, dict[str, str]]:
 
 def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
     """Both stages and the sweep of an arm."""
-    from mstar.downstream import sweep
     from mstar.downstream.sweep_config import SweepConfig
     from mstar.pretrain import stage1, stage2, targets_job
     from mstar.recipes import stage2 as stage2_recipes
@@ -165,8 +166,9 @@ def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
     assert targets_job.run(targets) == 0
     assert stage2.run(replace(
         stage2_recipes.laptop(), shards=targets.out, weights="built-in", out=str(folder / "stage2"),
-        lr_projection=1e-2, epochs=10_000, max_steps=STEPS, watch_every_steps=0,
-        checkpoint_every_steps=0, log_every_steps=20, model_name="", tracking=False,
+        lr_projection=1e-2, epochs=10_000, max_steps=STEPS, batch_patches=BATCH,
+        micro_batch=BATCH, lanes=8, watch_every_steps=0, checkpoint_every_steps=0,
+        log_every_steps=20, model_name="", tracking=False,
     )) == 0  # fmt: skip
     swept = SweepConfig(
         labels=str(out / "labels"), features=(f"texture={config.features}",),
@@ -175,7 +177,7 @@ def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
         prompts=str(out / "prompts"), out=str(folder / "R"), tracking=False, figures=False,
         cache_dir=str(out / "cache"),
     )  # fmt: skip
-    assert sweep.run(swept) == 0
+    assert serve(swept).finished
     methods = {**ZERO_SHOT, "pairs": RETRIEVAL}
     found = {
         (task, method): read_predictions(
@@ -184,7 +186,9 @@ def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
         for task, own in methods.items()
         for method in own
     }
-    return Arm(name=name, found=found)
+    arm = Arm(name=name, found=found)
+    print("\n".join(table([arm])), flush=True)
+    return arm
 
 
 def shuffled(cohort: Path, seed: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,29 +35,48 @@ SMALL: Mapping[str, dict[str, Any]] = {
 """Narrow heads: the vectors have 16 numbers, the vocabulary 72 genes."""
 
 
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Evaluated]]]:
-    """Task → head → what its model, chosen on validation, said about the test part."""
-    root = tmp_path_factory.mktemp("gain")
-    plan = plan_sweep(SweepConfig(**plant_fusion(root, PLAN)))
-    store = FeatureStore.open(str(root / "F"))
-    return {
-        data.task.task_id: {
-            head: evaluated_parts(
-                read_predictions(
-                    run_study(
-                        Study(task_id=data.task.task_id, encoder="enc", head=head),
-                        data,
-                        load_bags(data.samples, store, cache_root=str(root / "cache")),
-                        [trial(head)],
-                        out=str(root / "out"),
-                    ).predictions["test"]
-                )
+class Cohort:
+    """The planted cohort; a head is trained and tested when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        """Plant it."""
+        self._root = root
+        self._plan = plan_sweep(SweepConfig(**plant_fusion(root, PLAN)))
+        self._tested: dict[tuple[str, str], list[Evaluated]] = {}
+
+    def tested(self, task: str, head: str) -> list[Evaluated]:
+        """What the model that validation chose said about the test part."""
+        if (task, head) not in self._tested:
+            store = FeatureStore.open(str(self._root / "F"))
+            data = self._plan.tasks[f"{task}/enc"]
+            result = run_study(
+                Study(task_id=task, encoder="enc", head=head),
+                data,
+                load_bags(data.samples, store, cache_root=str(self._root / "cache")),
+                [trial(head)],
+                out=str(self._root / "out"),
             )
-            for head in SMALL
-        }
-        for data in plan.tasks.values()
-    }
+            found = evaluated_parts(read_predictions(result.predictions["test"]))
+            self._tested[task, head] = found
+            print(f"{task} {head}: {self.c_index(task, head):.3f}")
+        return self._tested[task, head]
+
+    def c_index(self, task: str, head: str) -> float:
+        """Of the test part."""
+        return value_of("c_index", self.tested(task, head)[0])
+
+    def gain(self, task: str, head: str, arm: str) -> Difference:
+        """Of a head over an arm, on the same cases."""
+        first, second = self.tested(task, head), self.tested(task, arm)
+        found = paired_difference("c_index", first, second, resamples=2000)
+        print(f"{task} {head} - {arm}: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+        return found
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """A thousand cases, half of them to be tested."""
+    return Cohort(tmp_path_factory.mktemp("gain"))
 
 
 def trial(head: str) -> TrialConfig:
@@ -64,20 +84,11 @@ def trial(head: str) -> TrialConfig:
     return TrialConfig(head=head, head_options=SMALL[head], lr=5e-4, batch_bags=8, epochs=20)
 
 
-def difference(found: Mapping[str, list[Evaluated]], head: str, arm: str) -> Difference:
-    shown = paired_difference("c_index", found[head], found[arm], resamples=2000)
-    own = value_of("c_index", found[head][0])
-    print(f"{head} {own:.3f} - {arm}: {shown.value:+.3f} [{shown.low:+.3f}, {shown.high:+.3f}]")
-    return shown
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("head", FUSION_HEADS)
-def test_fusion_beats_both_arms_where_both_sides_tell(
-    head: str, tested: dict[str, dict[str, list[Evaluated]]]
-) -> None:
+def test_fusion_beats_both_arms_where_both_sides_tell(head: str, cohort: Cohort) -> None:
     for arm in FUSION_ARMS:
-        found = difference(tested["fusion_both"], head, arm)
+        found = cohort.gain("fusion_both", head, arm)
         assert found.low > 0
         assert found.value > 0.03
 
@@ -89,11 +100,11 @@ def test_fusion_beats_both_arms_where_both_sides_tell(
     [("fusion_slides", "abmil", "snn"), ("fusion_genes", "snn", "abmil")],
 )
 def test_fusion_is_as_good_as_the_better_arm_where_one_side_tells(
-    head: str, task: str, better: str, worse: str, tested: dict[str, dict[str, list[Evaluated]]]
+    head: str, task: str, better: str, worse: str, cohort: Cohort
 ) -> None:
     """The whole interval lies within the margin; the arm that is told nothing is at chance."""
-    found = difference(tested[task], head, better)
+    found = cohort.gain(task, head, better)
     assert -MARGIN < found.low
     assert found.high < MARGIN
-    assert value_of("c_index", tested[task][better][0]) > 0.65
-    assert abs(value_of("c_index", tested[task][worse][0]) - 0.5) < 0.06
+    assert cohort.c_index(task, better) > 0.65
+    assert abs(cohort.c_index(task, worse) - 0.5) < 0.06

@@ -121,7 +121,7 @@ def write_world(root: Path, *, cases: int = 40, strength: float = 3.0, seed: int
     for name, vectors, chosen in (("F", texts, lambda at: at % 2), ("FR", said, lambda at: at)):
         slides = {}
         for at in range(cases):
-            told = vectors[chosen(at)] + away(vectors, chosen(at))
+            told = away(vectors, chosen(at)) + (vectors[at % 2] if name == "F" else 0.0)
             for number in range(1 + at % 2):
                 rows = rng.standard_normal((int(rng.integers(60, 90)), DIM)) / np.sqrt(DIM)
                 rows[:20] += strength * told

@@ -133,6 +133,11 @@ JOBS = {
         run="mstar.downstream.results.job:run",
         config="mstar.downstream.results.config:ResultsConfig",
     ),
+    "predict": Job(
+        summary="a finished study + new slides → calibrated scores, or risk and survival curve",
+        run="mstar.predict.job:run",
+        config="mstar.predict.config:PredictConfig",
+    ),
     "retrieve": Job(
         summary="a text, or a case → the cases most like it, with their most similar patches",
         run="mstar.downstream.language.retrieve_job:run",

@@ -47,6 +47,7 @@ class PackedBags:
     offsets: bag i is the rows [offsets[i], offsets[i + 1]).
     ids: the samples' case ids, in the same order.
     digest: of the features themselves, equal on every machine.
+    made_by: configurations of the stores that the slides are in.
     """
 
     def __init__(self, file: BagFile) -> None:
@@ -56,6 +57,7 @@ class PackedBags:
         self.offsets: Int64[np.ndarray, " bag_1"] = file.offsets
         self.ids: tuple[str, ...] = tuple(file.facts["ids"])
         self.digest: str = file.facts["digest"]
+        self.made_by: tuple[dict[str, Any], ...] = tuple(file.facts.get("made_by", ()))
 
     def __len__(self) -> int:
         """Number of bags."""
@@ -110,7 +112,8 @@ def load_bags(
     Raises:
         FeatureError: a slide has no features, none that are finite, or others than the rest.
     """
-    places = _places(samples, [stores] if isinstance(stores, FeatureStore) else stores)
+    stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
+    places = _places(samples, stores)
     key = _key(samples, places)
     num_bytes = sum(place.size_bytes for place in places.values())
     root = Path(cache_root) if cache_root else choose_root(num_bytes, key)
@@ -119,7 +122,8 @@ def load_bags(
     while (found := map_bag_file(path)) is None:
         with _locked(root / f"{key}.lock"):
             if not path.exists():
-                _pack(path, samples, places, cache_dir)
+                made_by = [store.record.config for store in stores]
+                _pack(path, samples, places, cache_dir, made_by)
     return PackedBags(found)
 
 
@@ -185,7 +189,11 @@ def _key(samples: Sequence[Sample], places: dict[str, _Place]) -> str:
 
 
 def _pack(
-    path: Path, samples: Sequence[Sample], places: dict[str, _Place], cache_dir: str | None
+    path: Path,
+    samples: Sequence[Sample],
+    places: dict[str, _Place],
+    cache_dir: str | None,
+    made_by: list[dict[str, Any]],
 ) -> None:
     cache = SlideCache(cache_dir or default_cache_dir(), max_bytes=CACHE_BYTES)
     slides: list[_Slide] = []
@@ -209,6 +217,7 @@ def _pack(
     facts = {
         "ids": [sample.case_id for sample in samples],
         "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "made_by": made_by,
     }
     offsets = np.asarray([0, *accumulate(counts)], np.int64)
     with write_bag_file(path, offsets, next(iter(dims)), facts) as x:

@@ -10,11 +10,12 @@ from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags
 from mstar.downstream.config import SURVIVAL, Protocol, Study, training_kind
 from mstar.downstream.evaluate import predict
-from mstar.downstream.fold_views import view_fold
+from mstar.downstream.fold_views import FoldView, view_fold
 from mstar.downstream.predictions import PredictionFacts
 from mstar.downstream.stream import BagSource
 from mstar.downstream.study_files import digests
 from mstar.downstream.trainer import FitResult
+from mstar.losses.survival import bin_edges
 
 
 def study_facts(
@@ -64,15 +65,27 @@ def study_facts(
             "split_source": data.split_source,
             "label_source": data.label_source,
             "unit": data.task.unit,
+            "made_by": list(bags.made_by),
+            "edges": _edges(views, fits[0]),
             **({} if data.genes is None else {"genes": dict(data.genes.facts)}),
         },
     )
 
 
+def _edges(views: Sequence[FoldView], fit: FitResult) -> dict[str, list[float]]:
+    """Fold → edges of the time bins, in months, of models in discrete time."""
+    if fit.scores != "discrete":
+        return {}
+    return {
+        view.fold: bin_edges(view.bin_times, view.bin_events, fit.config.bins).tolist()
+        for view in views
+    }
+
+
 def model_facts(
     study: Study, data: TaskData, facts: PredictionFacts, fit: FitResult
 ) -> dict[str, Any]:
-    """What an external evaluation must know of a model."""
+    """What an external evaluation, and a prediction of new slides, must know of a model."""
     return {
         "study": to_dict(study),
         "training": facts.kind,
@@ -85,4 +98,7 @@ def model_facts(
         "leaked_patients": facts.leaked_patients,
         "follow_up": facts.follow_up.get(fit.fold),
         "median_risk": facts.median_risk.get(f"{fit.fold}/{fit.seed}"),
+        "edges": facts.extra["edges"].get(fit.fold),
+        "unit": facts.extra["unit"],
+        "made_by": facts.extra["made_by"],
     }

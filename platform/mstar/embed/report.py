@@ -19,8 +19,9 @@ def summary(
 ) -> str:
     """The end of a job on one screen."""
     rate = tally.patches / elapsed_s if elapsed_s > 0 else 0.0
+    way_on = "; run it again to go on" if interrupted else ""
     lines = [
-        f"{job}: {_verdict(standing, interrupted)} in {format_duration(elapsed_s)}",
+        f"{job}: {_verdict(standing, interrupted)} in {format_duration(elapsed_s)}{way_on}",
         f"  slides    {standing.total:,}: {standing.done:,} done ({tally.done:,} by this run), "
         f"{standing.failed:,} failed, {standing.skipped:,} skipped, {standing.pending:,} left",
         f"  patches   {tally.patches:,} by this run, {tally.unreadable:,} unreadable, "
@@ -73,7 +74,7 @@ def _share(tally: Tally) -> str:
 
 def _verdict(standing: Standing, interrupted: bool) -> str:
     if interrupted:
-        return "interrupted, run it again to go on;"
+        return "interrupted"
     if standing.pending:
         return "not finished"
     if standing.failed or standing.skipped:

@@ -71,7 +71,7 @@ class Ema:
     @torch.no_grad()
     def update(self, encoder: nn.Module, momentum: float) -> None:
         """Move towards the encoder: ema ← momentum · ema + (1 − momentum) · encoder."""
-        if momentum == 1:
+        if momentum == 1 or not self._averaged:  # fixed measures have nothing to average
             return
         current: list[Tensor] = list(encoder.parameters())
         torch._foreach_lerp_(self._averaged, current, 1 - momentum)
@@ -79,6 +79,8 @@ class Ema:
     @torch.no_grad()
     def distance(self, encoder: nn.Module) -> float:
         """How far the encoder is from the average, relative to the average's norm."""
+        if not self._averaged:
+            return 0.0
         apart = torch.zeros((), dtype=torch.float64, device=self._averaged[0].device)
         size = apart.clone()
         for mine, theirs in zip(self._averaged, encoder.parameters(), strict=True):

@@ -204,7 +204,10 @@ def resize_images(
 def unreached_parameters(spec: EncoderSpec) -> list[str]:
     """Names of the parameters that an encoder's features do not depend on."""
     module = skeleton(spec).requires_grad_(True)
-    names, parameters = zip(*module.named_parameters(), strict=True)
+    named = dict(module.named_parameters())
+    if not named:  # fixed measures: the projection alone is trained
+        return []
+    names, parameters = list(named), list(named.values())
     image = torch.zeros(1, 3, spec.input_px, spec.input_px, device=parameters[0].device)
     features = forward_of(spec, module)(image)
     reached = torch.autograd.grad(features.sum(), parameters, allow_unused=True)

@@ -93,7 +93,8 @@ class Stage1Watch:
                 found[name] = (
                     f"plateau at log N: {name} is {value:.3f} with {count:.0f} pairs (log N = "
                     f"{math.log(count):.3f}) for {PLATEAU_STEPS} steps. Nothing is told apart; "
-                    "check that modalities are joined by the right case, then raise the rate."
+                    "check that modalities are joined by the right case, then raise the rate; "
+                    "where encoders start from nothing, begin at --initial-scale 4."
                 )
         return found
 

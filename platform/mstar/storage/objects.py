@@ -81,7 +81,7 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def read_bytes(uri: str | Path) -> bytes:
     """The whole content."""
-    with _named_errors("reading", uri):
+    with named_errors("reading", uri):
         if is_local(uri):
             return local_path(uri).read_bytes()
         return s3.read(str(uri))
@@ -93,7 +93,7 @@ def write_whole(uri: str | Path, data: bytes, *, if_absent: bool = False) -> boo
     Returns:
         False when `if_absent` was asked for and the name was taken; nothing is changed then.
     """
-    with _named_errors("writing", uri):
+    with named_errors("writing", uri):
         if is_local(uri):
             return local.write(local_path(uri), data, if_absent=if_absent)
         return s3.write(str(uri), data, if_absent=if_absent)
@@ -105,7 +105,7 @@ def put_file(source: str | Path, uri: str | Path, *, if_absent: bool = False) ->
     Returns:
         False when `if_absent` was asked for and the name was taken.
     """
-    with _named_errors("writing", uri):
+    with named_errors("writing", uri):
         if is_local(uri):
             return local.copy(Path(source), local_path(uri), if_absent=if_absent)
         return s3.put_file(Path(source), str(uri), if_absent=if_absent)
@@ -117,7 +117,7 @@ def read_range(uri: str | Path, start: int, stop: int, *, tag: str) -> bytes:
     Raises:
         StorageError: it was replaced meanwhile.
     """
-    with _named_errors("reading", uri):
+    with named_errors("reading", uri):
         if not is_local(uri):
             return s3.read_range(str(uri), start, stop, tag)
         with local_path(uri).open("rb") as file:
@@ -129,7 +129,7 @@ def read_range(uri: str | Path, start: int, stop: int, *, tag: str) -> bytes:
 
 def read_tagged(uri: str | Path) -> tuple[bytes, str] | None:
     """Content and tag, for `replace_if` and `delete_if`; None when there is nothing."""
-    with _named_errors("reading", uri):
+    with named_errors("reading", uri):
         try:
             if not is_local(uri):
                 return s3.read_tagged(str(uri))
@@ -140,7 +140,7 @@ def read_tagged(uri: str | Path) -> tuple[bytes, str] | None:
 
 def replace_if(uri: str | Path, data: bytes, tag: str) -> bool:
     """Write the file anew if it still is the tagged one; of several callers one gets True."""
-    with _named_errors("writing", uri):
+    with named_errors("writing", uri):
         if is_local(uri):
             return local.replace_if(local_path(uri), data, tag)
         return s3.replace_if(str(uri), data, tag)
@@ -148,7 +148,7 @@ def replace_if(uri: str | Path, data: bytes, tag: str) -> bool:
 
 def delete_if(uri: str | Path, tag: str) -> bool:
     """Delete the file if it still is the tagged one."""
-    with _named_errors("deleting", uri):
+    with named_errors("deleting", uri):
         if is_local(uri):
             return local.delete_if(local_path(uri), tag)
         return s3.delete_if(str(uri), tag)
@@ -159,7 +159,7 @@ def stat(uri: str | Path) -> FileInfo | None:
     text = str(uri)
     if text.endswith("/"):  # some stores answer for folders
         return None
-    with _named_errors("asking for", uri):
+    with named_errors("asking for", uri):
         found = _stat_local(local_path(text)) if is_local(text) else s3.head(text)
     if found is None:
         return None
@@ -174,7 +174,7 @@ def exists(uri: str | Path) -> bool:
 
 def delete(uri: str | Path) -> None:
     """Delete a file; it may be gone already."""
-    with _named_errors("deleting", uri):
+    with named_errors("deleting", uri):
         if is_local(uri):
             local.delete(local_path(uri))
         else:
@@ -183,7 +183,7 @@ def delete(uri: str | Path) -> None:
 
 def delete_tree(root: str | Path) -> None:
     """Delete everything below a folder, and the folder; it may be gone already."""
-    with _named_errors("deleting", root):
+    with named_errors("deleting", root):
         if is_local(root):
             local.delete_tree(local_path(root))
         else:
@@ -197,7 +197,7 @@ def list_files(root: str | Path, *, suffix: str = "") -> Iterator[FileInfo]:
     sorted from an object store. Names that start with a dot, and what lies in folders that do, are
     left out: unfinished writes are among them.
     """
-    with _named_errors("listing", root):
+    with named_errors("listing", root):
         found = _list_local(str(root)) if is_local(root) else _list_objects(str(root))
         for info in found:
             if info.rel.endswith(suffix):
@@ -206,7 +206,7 @@ def list_files(root: str | Path, *, suffix: str = "") -> Iterator[FileInfo]:
 
 def open_read(uri: str | Path) -> io.BufferedReader:
     """The file opened for reading, seekable."""
-    with _named_errors("opening", uri):
+    with named_errors("opening", uri):
         if is_local(uri):
             return local_path(uri).open("rb")
         return s3.open_read(str(uri))
@@ -218,7 +218,7 @@ def collect_stale_temps(root: str | Path, older_than_s: float) -> int:
     Object stores have no such files. A part of an upload that was never completed stays invisible
     there until the bucket's lifecycle rule (AbortIncompleteMultipartUpload) removes it.
     """
-    with _named_errors("cleaning", root):
+    with named_errors("cleaning", root):
         return local.collect_stale_temps(local_path(root), older_than_s) if is_local(root) else 0
 
 
@@ -273,7 +273,7 @@ def _delete_objects(root: str) -> None:
 
 
 @contextmanager
-def _named_errors(doing: str, uri: str | Path) -> Iterator[None]:
+def named_errors(doing: str, uri: str | Path) -> Iterator[None]:
     """Turns what the disk or the store said into a StorageError that names the address."""
     try:
         yield

@@ -43,8 +43,7 @@ class RunLog:
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line of numbers."""
         line = json.dumps({"step": step, "pid": os.getpid(), **metrics})
-        with (self.folder / STEPS_FILE).open("a") as file:
-            file.write(line + "\n")
+        self._append(STEPS_FILE, line)
 
     def say(self, text: str) -> None:
         """A line for people, on the terminal and in the log."""
@@ -53,8 +52,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """A line for people, in the log alone."""
-        with (self.folder / LOG_FILE).open("a") as file:
-            file.write(text + "\n")
+        self._append(LOG_FILE, text)
 
     def history(self, before_step: int) -> list[dict[str, float]]:
         """The numbers of former attempts up to a step, each step once, in order."""
@@ -83,6 +81,11 @@ class RunLog:
             yield
         finally:
             logger.removeHandler(handler)
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.folder / name
+        with objects.named_errors("writing", path), path.open("a") as file:
+            file.write(line + "\n")
 
     def _fetch(self) -> None:
         """What an attempt on another machine had written."""

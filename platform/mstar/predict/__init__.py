@@ -1,0 +1,1 @@
+"""Finished runs applied to new slides: tiled and embedded where needed, scored, written."""
