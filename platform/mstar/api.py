@@ -146,8 +146,8 @@ class Head:
         ]
         seen = [one.attention.float().numpy() for one in said if one.attention is not None]
         return Prediction(
-            scores=np.mean(scores, axis=0, dtype=np.float32),
-            attention=np.mean(seen, axis=0, dtype=np.float32) if seen else None,
+            scores=np.stack(scores).mean(axis=0, dtype=np.float32),
+            attention=np.stack(seen).mean(axis=0, dtype=np.float32) if seen else None,
             survival=self._survival([one.logits for one in said]),
         )
 

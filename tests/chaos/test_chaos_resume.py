@@ -31,19 +31,24 @@ def killed_in_the_middle(places: Places, cluster: ChaosCluster) -> None:
 
 
 def test_from_an_object_store(
-    s3_server: str, inputs_of: Callable[[str], Path], tmp_path: Path, undisturbed: Any
+    s3_server: str,
+    inputs_of: Callable[[str], Path],
+    tmp_path: Path,
+    undisturbed: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Shards, checkpoints and output on s3://; the second attempt starts from a checkpoint there.
 
-    Nothing of the run is on the machine that goes on with it: its state folder is another one.
+    Nothing of the run is on the machines that go on with it: the nodes' state folder is empty.
     """
     expected = undisturbed("stage2", 0)
     root = f"{make_bucket('chaos')}/stage2-{secrets.token_hex(4)}"
     upload(inputs_of("stage2"), f"{root}/in")
     places = Places(inputs=f"{root}/in", out=f"{root}/out", notes=tmp_path / "notes")
+    monkeypatch.setenv("MSTAR_STATE", str(tmp_path / "state"))  # of the nodes
     with ChaosCluster(nodes=2) as cluster:
         killed_in_the_middle(places, cluster)
-        (places.notes / "state").rename(places.notes / "state-of-the-first-machine")
+        (tmp_path / "state").rename(tmp_path / "state-of-the-first-machines")
         again = Running(STAGE2, places, env={"RAY_ADDRESS": cluster.address})
         assert again.end() == 0, again.tail
     assert "resumed at step" in again.said

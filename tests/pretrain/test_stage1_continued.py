@@ -28,8 +28,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Stage1Inputs:
 
 @pytest.fixture(scope="module")
 def large(small: Stage1Inputs, tmp_path_factory: pytest.TempPathFactory) -> Stage1Inputs:
-    """The same cases and 24 new ones."""
-    made = write_stage1_inputs(tmp_path_factory.mktemp("large"), cases=84)
+    """The same cases and 40 new ones."""
+    made = write_stage1_inputs(tmp_path_factory.mktemp("large"), cases=100)
     return Stage1Inputs(cohort=made.cohort, features=made.features, text=small.text)
 
 

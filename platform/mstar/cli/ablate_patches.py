@@ -120,7 +120,7 @@ def read_pixels(plan: EmbedPlan, slides: Sequence[SlideRef], *, shown: Shown = _
     for slide in slides:
         grid = source.open(slide)
         try:
-            places = shown(slide.slide_id, len(grid)) if len(grid) else []
+            places = shown(slide.slide_id, len(grid)) if len(grid) else np.empty(0, np.int64)
             kept, back = np.unique(places, return_inverse=True)
             rows = source.read(slide, kept.tolist()).result() if len(grid) else None
         finally:

@@ -188,7 +188,7 @@ class GeneReader:
                     f"{source.genes[gene]}, got none; {lacking:,} of {len(keys):,} cases lack some "
                     "gene. Take --missing-genes mean or zero."
                 )
-        facts = {
+        facts: dict[str, Any] = {
             "genes": len(source.genes),
             "missing_genes": self.settings.missing_genes,
             "values_missing": cells,

@@ -149,13 +149,17 @@ class RnaEncoder:
             if sample.key in self._store.zero_cases:
                 bad[sample.name] = ConfigError(f"{sample.key}: its expression is zero throughout")
         good = [sample for sample in samples if sample.name not in bad]
-        rows = self._side.vectors(self._store, [sample.key for sample in good]) if good else []
+        rows: Any = self._side.vectors(self._store, [sample.key for sample in good]) if good else []
         found = {one.name: Encoded(vector=row) for one, row in zip(good, rows, strict=True)}
         return [found.get(sample.name) or bad[sample.name] for sample in samples]
 
 
 SampleEncoder = Callable[[Sequence[Sample]], list[Encoded | Exception]]
-_ENCODERS = {"wsi": SlideEncoder, "text": ReportEncoder, "gene": RnaEncoder}
+_ENCODERS: dict[str, Callable[[EncodeConfig], SampleEncoder]] = {
+    "wsi": SlideEncoder,
+    "text": ReportEncoder,
+    "gene": RnaEncoder,
+}
 
 
 def encoder_of(config: EncodeConfig, table: Table) -> SampleEncoder:

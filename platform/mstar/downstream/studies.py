@@ -267,7 +267,7 @@ def _family_studies(
 ) -> tuple[list[StudyPlan], list[LeftOut]]:
     """The studies of a task that trains no head, one a method."""
     kind, protocol = data.task.kind, find_protocol(config.protocol)
-    of_task = {"task": data.task.task_id, "encoder": encoder.name}
+    of_task: dict[str, Any] = {"task": data.task.task_id, "encoder": encoder.name}
     methods = find_methods(kind, config.methods)
     if not methods:
         reason = f"--methods names none of {', '.join(FAMILIES[kind].methods)}"

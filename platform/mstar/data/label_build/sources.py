@@ -192,7 +192,7 @@ class Sources:
         elif self._is_headerless(uri):
             table = read_as_text(uri)
             rows = [list(table.column_names), *(list(r.values()) for r in table.to_pylist())]
-            names: Rows = [list(self.dataset.headerless)[: len(rows[0])]]
+            names: Rows = [[*self.dataset.headerless[: len(rows[0])]]]
             yield from self._of_rows(uri, names + rows)
         else:
             table = read_as_text(uri, comment=COMMENT)

@@ -67,6 +67,7 @@ def _read_own(uri: str, task: Task) -> Rows:
         Column(name="data_source", required=False, nullable=True, allowed=DATA_SOURCES),
         Column(name="patient_id", aliases=("patient",), required=False, nullable=True),
     )
+    of_kind: tuple[Column, ...]
     of_kind = SURVIVAL_COLUMNS if task.has_survival_labels else CLASS_COLUMNS
     if not task.has_survival_labels and not task.has_class_labels:  # a label says nothing there
         of_kind = tuple(c for c in CLASS_COLUMNS if c.name != "label")

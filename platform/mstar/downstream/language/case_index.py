@@ -118,7 +118,7 @@ def open_index(
 
 def bag_of(stores: Sequence[FeatureStore], entry: Entry) -> list[Any]:
     """The features of a case's slides, slide by slide."""
-    by_slide = {}
+    by_slide: dict[str, FeatureStore] = {}
     for store in stores:
         by_slide |= {slide: store for slide in entry.slides if store.has(slide)}
     return [by_slide[slide].read(slide) for slide in entry.slides]

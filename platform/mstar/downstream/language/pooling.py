@@ -41,7 +41,9 @@ def text_scores(
 ) -> Float32[Tensor, "top text"]:
     """`top_means` of the cosines with many texts, some columns at a time."""
     step = max(1, NUMBERS_AT_ONCE // len(patches))
-    return torch.cat([top_means(patches @ some.T, tops) for some in texts.split(step)], dim=1)
+    return torch.cat(
+        [top_means(patches @ some.T, tops) for some in torch.split(texts, step)], dim=1
+    )
 
 
 def class_scores(

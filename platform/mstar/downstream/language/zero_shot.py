@@ -196,7 +196,7 @@ def _write_prompts(
         metrics = {name: value_of(name, own) for name in METRICS}
         rows.append({"kind": wording.kind, "name": wording.name, **metrics})
     write_table(objects.join(job.folder, PROMPTS_FILE), pa.Table.from_pylist(rows))
-    spread = {}
+    spread: dict[str, Any] = {}
     for name in METRICS[:2]:
         drawn = np.array([row[name] for row in rows if row["kind"] == "draw"])
         low, middle, high = np.nanpercentile(drawn, [5, 50, 95])

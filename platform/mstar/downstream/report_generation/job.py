@@ -116,7 +116,7 @@ def _plan(config: ReportWriteConfig, stores: Sequence[FeatureStore]) -> _Work:
 def _samples(cases: str, known: set[str]) -> list[Sample]:
     """The cases of a table, or each slide by itself."""
     if not cases:
-        pairs = [(slide, (slide,)) for slide in sorted(known)]
+        pairs: list[tuple[str, tuple[str, ...]]] = [(slide, (slide,)) for slide in sorted(known)]
     else:
         pairs = [(case.case_id, case.slides) for case in read_cases(cases)]
     return [

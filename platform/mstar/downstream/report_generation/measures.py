@@ -119,7 +119,7 @@ def _rouge() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _bleu() -> Any:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize="none", smooth_method="none", effective_order=True)
 

@@ -48,7 +48,9 @@ def median_of(*columns: int) -> Callable[[Measures, Weights], Values]:
     """The mean over some columns of the median over samples."""
 
     def function(measures: Measures, weights: Weights) -> Values:
-        return np.mean([_medians(measures[:, column], weights) for column in columns], axis=0)
+        medians = np.stack([_medians(measures[:, column], weights) for column in columns])
+        mean: Values = medians.mean(axis=0)
+        return mean
 
     return function
 

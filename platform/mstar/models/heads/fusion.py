@@ -29,7 +29,7 @@ class ConcatFusion(nn.Sequential):
         self, slide: Float[Tensor, "bag dim"], genes: Float[Tensor, "bag dim"]
     ) -> Float[Tensor, "bag dim"]:
         """The joint vector."""
-        joint: Tensor = super().forward(torch.cat([slide, genes], dim=1))
+        joint: Tensor = super().forward(torch.cat([slide, genes], dim=1))  # type: ignore[no-untyped-call]
         return joint
 
 

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         return self._joined(heads)
 
     def _split(self, rows: Float[Tensor, "batch row width"]) -> Float[Tensor, "batch head row d"]:
-        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return rows.view(*rows.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _joined(self, rows: Float[Tensor, "batch head row d"]) -> Float[Tensor, "batch row width"]:
         result: Tensor = self.out(rows.transpose(1, 2).flatten(2))

@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         """The state before the first token."""
         return DecoderState(
             written=(),
-            regions=tuple(layer.slide.keys_values(encoded.tokens) for layer in self.layers),
+            regions=tuple(_keys_values(layer, encoded) for layer in self.layers),
             mask=encoded.mask[:, None, None, :],
             slots=memory.keys_values(memory.slots[None]),
             length=0,
@@ -129,3 +129,9 @@ def positions(
     step = torch.arange(half, device=like.device, dtype=torch.float32) / half
     angle = place[:, None] * torch.exp(-math.log(_LONGEST_WAVE) * step)
     return torch.cat([angle.sin(), angle.cos()], 1).to(like.dtype)
+
+
+def _keys_values(layer: nn.Module, encoded: Encoded) -> KeysValues:
+    """The regions as a layer sees them."""
+    assert isinstance(layer, DecoderLayer)
+    return layer.slide.keys_values(encoded.tokens)

@@ -160,7 +160,8 @@ class _Beams:
                 self.ended[bag].append(Generated(tokens=text, log_probability=score, ended=True))
 
     def _score(self, one: Generated) -> float:
-        return one.log_probability / (len(one.tokens) + 1) ** self.power
+        length: float = (len(one.tokens) + 1) ** self.power
+        return one.log_probability / length
 
 
 def _generated(row: list[int], score: float, end: int) -> Generated:

@@ -146,7 +146,8 @@ class Encoder(nn.Module):
         normed = self.norm(tokens)
         scores = self.pool(normed.flatten(0, 1)).view(filled.shape).float()
         weights = scores.masked_fill(~filled, float("-inf")).softmax(1).to(normed.dtype)
-        return (weights[:, None] @ normed)[:, 0]
+        pooled: Tensor = (weights[:, None] @ normed)[:, 0]
+        return pooled
 
     def _in_parts(self, function: Callable[..., Tensor], *of: Tensor) -> Tensor:
         """A function of rows (or regions), some at a time; long ones keep only their ends."""

@@ -35,7 +35,8 @@ class HistGen(nn.Module):
 
     def encode(self, x: Float[Tensor, "row dim"], offsets: Int64[Tensor, " edge"]) -> Encoded:
         """The regions of packed bags."""
-        return self.encoder(x, read_bags(x, offsets, self.input_dim), self.memory)
+        encoded: Encoded = self.encoder(x, read_bags(x, offsets, self.input_dim), self.memory)
+        return encoded
 
     def forward(
         self,
