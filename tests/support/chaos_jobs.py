@@ -361,7 +361,7 @@ JOBS = {
             command=_targets,
             progress=files("targets/*.h5"),
             result=_targets_result,
-            worker="Actor(",
+            worker="Actor)",
         ),
         ChaosJob(
             name="stage2",
