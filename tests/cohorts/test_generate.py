@@ -74,6 +74,7 @@ def test_another_seed_gives_another_cohort(made: Path, tmp_path: Path) -> None:
     same = {name for name in ours if ours[name] == theirs.get(name)}
     assert same <= {
         "tasks.csv",
+        "signatures.csv",
         "truth/genes.csv",
         "truth/fact_phrases.csv",
         "expression/genes.csv",

@@ -15,6 +15,8 @@ from mstar.downstream.statistics.bootstrap import (
     replicates,
 )
 from mstar.downstream.statistics.evaluated import Evaluated
+from mstar.downstream.statistics.generation import GENERATION_COLUMNS
+from mstar.downstream.statistics.measured import RETRIEVAL_COLUMNS
 from mstar.downstream.statistics.metrics import METRICS, value_of
 from support.predictions import classified, followed, resampled
 
@@ -202,7 +204,17 @@ def test_95_percent_of_the_c_index_intervals_hold_the_truth() -> None:
 def test_every_metric_has_an_interval() -> None:
     """Around its value, except where the resamples are biased (calibration)."""
     for name, spec in METRICS.items():
-        e = classified(0, classes=3) if spec.kind == "classification" else followed(0)
-        estimate = interval(name, e, resamples=100)
+        estimate = interval(name, evaluated_for(spec.kind), resamples=100)
         assert estimate.low < estimate.high
         assert estimate.low < estimate.value < estimate.high or name == "calibration_error"
+
+
+def evaluated_for(kind: str) -> Evaluated:
+    """A set whose predictions are of a kind; of those that are measured, measures that vary."""
+    if kind == "classification":
+        return classified(0, classes=3)
+    if kind == "survival":
+        return followed(0)
+    columns = len(RETRIEVAL_COLUMNS if kind == "retrieval" else GENERATION_COLUMNS)
+    measures = np.random.default_rng(0).uniform(1, 20, (60, columns))
+    return Evaluated(patients=tuple(map(str, range(60))), scores=measures)

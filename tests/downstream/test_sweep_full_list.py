@@ -44,7 +44,10 @@ def test_the_full_list_killed_half_way_is_whole_in_the_end(
     space = tmp_path / "short.py"
     space.write_text("from mstar.downstream.spaces import Space\nSPACE = Space(epochs=(3,))\n")
     out = tmp_path / "R"
+    tasks = read_task_registry().tasks
+    assert len(tasks) == 97
     settings = {
+        "tasks": [task.task_id for task in tasks],  # and not the four of every generated cohort
         "labels": f"{cohort}/labels",
         "features": [f"enc={store}"],
         "cohort": cohort,
@@ -68,8 +71,6 @@ def test_the_full_list_killed_half_way_is_whole_in_the_end(
     assert subprocess.run(command, timeout=LIMIT_S).returncode == 0
     assert time.monotonic() - began_s < LIMIT_S
 
-    tasks = read_task_registry().tasks
-    assert len(tasks) == 97
     asked = TasksCheckConfig(labels=f"{cohort}/labels", features=(f"enc={store}",), cohort=cohort)
     states = {state.task.task_id: state.state for state in check_tasks(asked)}
     assert all(states[task.task_id] == "ready" for task in tasks)

@@ -7,6 +7,7 @@ are the vector of its report or its class's text. What a method finds is therefo
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from mstar.data.cases import Case, write_cases
+from mstar.data.report_tokens import ReportTokenizer
 from mstar.data.reports import Report, write_reports
 from mstar.data.rna.store import FACTS, GENES, ROWS, VALUES
 from mstar.data.tables import write_table
@@ -27,9 +29,9 @@ from mstar.downstream.language.zero_shot import class_vectors, wordings_of
 from mstar.models.aggregator import Aggregator, AggregatorConfig
 from mstar.models.gene_encoder import GeneEncoder, GeneEncoderConfig
 from mstar.models.stage1_files import save_aggregator, save_gene_encoder, save_text_encoder
-from mstar.models.text_encoder import TextEncoderConfig, pretrained_text_encoder
+from mstar.models.text_encoder import TextEncoder, TextEncoderConfig, pretrained_text_encoder
+from mstar.pretrain.small_text_encoder import write_small_text_encoder
 from support.planted_tasks import write_store
-from support.tiny_bert import write_tiny_bert, write_tokenizer
 
 DIM = 48
 GENES_N = 12
@@ -69,11 +71,14 @@ class World:
 
 def write_stage1(folder: Path, *, features: int = DIM, seed: int = 0) -> Path:
     """Untrained encoders as `mstar stage1` leaves them."""
-    bert = write_tiny_bert(folder / "bert", WORDS, hidden=32, layers=1, seed=seed)
+    vocabulary = " ".join([*WORDS, "CLASSNAME", "with", *map(str, range(100))])
+    bert = write_small_text_encoder(
+        folder / "bert", [vocabulary] * 3, hidden=32, layers=1, heads=2, seed=seed
+    )
     config = TextEncoderConfig(name=str(bert), output_dim=DIM, gradient_checkpointing=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text = pretrained_text_encoder(config)
+        text = apart(pretrained_text_encoder(config), bert)
         aggregator = Aggregator(
             AggregatorConfig(input_dim=features, dim=DIM, heads=4, landmarks=4, mode="masked")
         )
@@ -86,9 +91,19 @@ def write_stage1(folder: Path, *, features: int = DIM, seed: int = 0) -> Path:
     save_text_encoder(str(folder), text)
     save_aggregator(str(folder), aggregator)
     save_gene_encoder(str(folder), genes, gene_names(), provenance=provenance)
-    write_tokenizer(folder / "tokenizer", WORDS)
+    shutil.copytree(bert, folder / "tokenizer", ignore=shutil.ignore_patterns("model*"))
     (folder / "stage1.json").write_text(json.dumps({"tokenizer": {"max_tokens": 64}}))
     return folder
+
+
+def apart(encoder: TextEncoder, bert: Path) -> TextEncoder:
+    """The encoder with the mean of its texts taken off: untrained texts are nearly alike."""
+    tokenizer, rng = ReportTokenizer(bert, max_tokens=64), np.random.default_rng(0)
+    batch = tokenizer.encode_batch([report_of(rng, at) for at in range(60)], trim=True)
+    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
+    with torch.no_grad():
+        encoder.proj_text.bias -= encoder.eval()(ids, mask).mean(0)
+    return encoder
 
 
 def write_stage2(folder: Path, *, features: int = DIM) -> Path:
@@ -121,19 +136,13 @@ def write_world(root: Path, *, cases: int = 40, strength: float = 3.0, seed: int
     for name, vectors, chosen in (("F", texts, lambda at: at % 2), ("FR", said, lambda at: at)):
         slides = {}
         for at in range(cases):
-            told = away(vectors, chosen(at)) + (vectors[at % 2] if name == "F" else 0.0)
+            told = vectors[chosen(at)]
             for number in range(1 + at % 2):
                 rows = rng.standard_normal((int(rng.integers(60, 90)), DIM)) / np.sqrt(DIM)
                 rows[:20] += strength * told
                 slides[f"{case_id(at)}-{number}"] = rng.permutation(rows).astype(np.float16)
         write_store(root / name, slides)
     return world
-
-
-def away(vectors: np.ndarray, at: int) -> np.ndarray:
-    """One of some unit vectors, less their mean: untrained texts are nearly alike."""
-    apart = vectors[at] - vectors.mean(0)
-    return np.asarray(apart / np.linalg.norm(apart))
 
 
 def case_id(at: int) -> str:
