@@ -13,7 +13,7 @@ CHECKED := mstar.slides,mstar.features,mstar.data,$\
 	mstar.models.aggregator,mstar.models.nystrom,mstar.models.ppeg,mstar.models.favor,$\
 	mstar.models.gene_encoder,mstar.models.text_encoder,mstar.models.multimodal,mstar.models.stage1_files,$\
 	mstar.models.patch_encoders,mstar.models.loaded_encoder,mstar.models.cuda_batches,mstar.models.transforms,$\
-	mstar.models.student,mstar.models.ema,mstar.models.heads,mstar.losses.classification,mstar.losses.survival,$\
+	mstar.models.student,mstar.models.ema,mstar.models.heads,mstar.models.histgen,mstar.downstream.report_generation,mstar.losses.classification,mstar.losses.survival,$\
 	mstar.downstream.bags,mstar.downstream.bag_files,mstar.downstream.stream,mstar.downstream.trainer,$\
 	mstar.downstream.population,mstar.downstream.fold_views,mstar.downstream.objectives,mstar.downstream.evaluate,$\
 	mstar.downstream.model_files,mstar.downstream.predictions,mstar.downstream.study,mstar.downstream.statistics,$\

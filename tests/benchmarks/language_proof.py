@@ -25,8 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.stage1_proof import Claim, make_inputs, mark
-from mstar.data.cases import read_cases, write_cases
+from benchmarks.stage1_proof import SETTINGS, Claim, make_inputs, mark
+from mstar.data.cases import Case, read_cases, write_cases
 from mstar.data.splits.registry import has_registry, read_registry
 from mstar.downstream.prediction_parts import evaluated_parts
 from mstar.downstream.predictions import Predictions, read_predictions
@@ -73,12 +73,32 @@ def main() -> None:
 
 def prove(out: Path, *, cases: int = CASES, epochs: int = EPOCHS, seed: int = 1) -> list[Arm]:
     """Both arms on one cohort; what is there from a run before is taken up."""
-    config = replace(make_inputs(out, cases=cases, seed=seed), epochs=epochs, seed=seed)
+    config = replace(inputs(out, cases=cases, seed=seed), epochs=epochs, seed=seed)
     cohort = Path(config.cohort)
     if not has_registry(str(cohort)):
         split(cohort)
     write_tasks(out, cohort)
     return [run_arm(out, config, name) for name in (AS_IT_IS, SHUFFLED)]
+
+
+def inputs(out: Path, *, cases: int, seed: int) -> Stage1Config:
+    """Cohort, features and report encoder; Ray is started only if slides lack features."""
+    from mstar.features.store import FeatureStore
+    from mstar.recipes import stage1 as recipes
+
+    cohort, features = out / "cohort", out / "features"
+    slides = {slide for one in _cases_of(cohort) for slide in one.slides}
+    there = set(FeatureStore.open(str(features)).done_ids()) if features.exists() else set()
+    if not slides or not slides <= there or not (out / "text").exists():
+        return make_inputs(out, cases=cases, seed=seed)
+    return replace(
+        recipes.laptop(), cohort=str(cohort), features=str(features), text=str(out / "text"),
+        out=str(out), tracking=False, **SETTINGS,
+    )  # fmt: skip
+
+
+def _cases_of(cohort: Path) -> list[Case]:
+    return read_cases(str(cohort / "cases.csv")) if (cohort / "cases.csv").exists() else []
 
 
 def split(cohort: Path) -> None:

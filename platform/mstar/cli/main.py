@@ -133,6 +133,11 @@ JOBS = {
         run="mstar.downstream.results.job:run",
         config="mstar.downstream.results.config:ResultsConfig",
     ),
+    "report write": Job(
+        summary="a trained report generator + features → the reports of slides",
+        run="mstar.downstream.report_generation.job:run",
+        config="mstar.downstream.report_generation.job_config:ReportWriteConfig",
+    ),
     "predict": Job(
         summary="a finished study + new slides → calibrated scores, or risk and survival curve",
         run="mstar.predict.job:run",

@@ -164,6 +164,6 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} {value!r}: expected {' or '.join(allowed)}")
 
 
-def _positive(name: str, value: float) -> None:
+def _positive(name: str, value: int | float) -> None:
     if not value > 0:
         raise ConfigError(f"{name} {value}: expected more than 0")
