@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 from mstar.embed.packing import ChunkRows
 from mstar.errors import FeatureError
@@ -71,7 +71,7 @@ class SlideWriter:
         parts.drop_parts(self.store.root, grid.slide_id)
 
     def _write_slide(
-        self, grid: Grid, rows: Float32[np.ndarray, "patch dim"], unreadable: dict[int, str]
+        self, grid: Grid, rows: Float[np.ndarray, "patch dim"], unreadable: dict[int, str]
     ) -> None:
         kept, left_out = leave_out(grid, unreadable)
         self.store.write(grid.slide_id, kept, rows, self.provenance, unreadable=left_out)
