@@ -114,7 +114,7 @@ def test_nonsense_is_refused_by_its_file(tmp_path: Path, text: str, message: str
 
 def test_unknown_name_lists_the_files() -> None:
     """So that the right one can be picked."""
-    with pytest.raises(ConfigError, match="paper, prototype, quick"):
+    with pytest.raises(ConfigError, match="paper, porpoise, prototype, quick"):
         load_space("papre", "abmil")
 
 
