@@ -117,7 +117,7 @@ def test_a_heatmap_has_a_tile_a_patch_coloured_by_rank(world: World, tmp_path: P
     tiles = json.loads(gzip.decompress((tmp_path / f"{case_id(0)}-0.geojson.gz").read_bytes()))
     grid = FeatureStore.open(f"{world.root}/F").read(f"{case_id(0)}-0").grid
     assert len(tiles["features"]) == len(grid)
-    cosines = np.array([f["properties"]["measurements"]["cosine"] for f in tiles["features"]])
+    cosines = np.array([f["properties"]["measurements"]["similarity"] for f in tiles["features"]])
     best = tiles["features"][int(cosines.argmax())]["properties"]["classification"]
     worst = tiles["features"][int(cosines.argmin())]["properties"]["classification"]
     assert (best["name"], worst["name"]) == ("similarity 10 of 10", "similarity 1 of 10")

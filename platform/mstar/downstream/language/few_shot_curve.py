@@ -30,6 +30,8 @@ def curve_figure(
         for at, (name, rows) in enumerate(every.items()):
             _line(axes, rows, name, COLOURS[at % len(COLOURS)], shift=at - (len(every) - 1) / 2)
         ks = sorted({row["k"] for rows in every.values() for row in rows})
+        lowest = min(row["draws_low"] for rows in every.values() for row in rows)
+        axes.set_ylim(max(0.0, lowest - 0.05), 1.02)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ks))
         axes.xaxis.set_minor_locator(NullLocator())

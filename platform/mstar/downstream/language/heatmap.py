@@ -22,7 +22,8 @@ def write_heatmap(
 ) -> tuple[str, str]:
     """Write <name>.png and <name>.geojson.gz; returns their addresses.
 
-    Colours go by the rank of a patch among the slide's own, numbers are the cosines themselves.
+    Tiles are coloured by a patch's rank among the slide's own; numbers are the scores themselves:
+    the cosine with the text, less that with another one where that is asked for.
     """
     png, tiles = (objects.join(folder, name + end) for end in (".png", ".geojson.gz"))
     objects.write_whole(png, heatmap_png(slide, scores, text))
@@ -32,7 +33,7 @@ def write_heatmap(
 
 
 def heatmap_tiles(slide: SlideFeatures, scores: Float32[np.ndarray, " patch"]) -> dict[str, Any]:
-    """GeoJSON: a tile a patch, its class one of ten levels of rank, its cosine a measurement."""
+    """GeoJSON: a tile a patch, its class one of ten levels of rank, its score a measurement."""
     collection = to_feature_collection([], grid=slide.grid)
     for feature, score, share in zip(
         collection["features"], scores.tolist(), ranked(scores).tolist(), strict=True
@@ -43,14 +44,14 @@ def heatmap_tiles(slide: SlideFeatures, scores: Float32[np.ndarray, " patch"]) -
             "name": f"similarity {level + 1} of {_LEVELS}",
             "color": [int(255 * red), int(255 * green), int(255 * blue)],
         }
-        feature["properties"]["measurements"] = {"cosine": round(score, 6)}
+        feature["properties"]["measurements"] = {"similarity": round(score, 6)}
     return collection
 
 
 def heatmap_png(
     slide: SlideFeatures, scores: Float32[np.ndarray, " patch"], text: str, dpi: int = 110
 ) -> bytes:
-    """The slide's patches in their places, coloured by their cosine with the text."""
+    """The slide's patches in their places, coloured by their similarity with the text."""
     from matplotlib.figure import Figure
 
     grid = slide.grid
@@ -70,7 +71,7 @@ def heatmap_png(
     axes.set_title(_short(f"{grid.slide_id}: “{text}”"), fontsize=9)
     axes.set_xlabel("px, level 0", fontsize=8)
     axes.tick_params(labelsize=7)
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="cosine of patch and text")
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="similarity of patch and text")
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=dpi, metadata={"Software": None})
     return sink.getvalue()

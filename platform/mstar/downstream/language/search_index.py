@@ -4,8 +4,8 @@
     approximate   an inverted file of FAISS (package faiss-cpu, optional): the vectors are dealt out
                   to cells, and a question looks into the nearest of them
 
-`auto` is exact up to a million vectors: measured, that takes milliseconds (platform/docs/
-zero-shot.md), and nothing can be missed. Folder of an index:
+`auto` is exact up to a million vectors: a question then takes a fraction of a second (measured:
+platform/docs/zero-shot.md), and nothing can be missed. Files of a kept index (`case_index`):
 
     vectors.npy     float32 [entry, dim], unit length
     entries.csv     name of each entry, its slides and cancer type
@@ -25,7 +25,7 @@ from mstar.errors import ConfigError
 Kind = Literal["auto", "exact", "approximate"]
 EXACT_UP_TO = 1_000_000
 BLOCK_ROWS = 262_144  # of vectors compared at once
-TRAIN_ROWS = 200_000  # of vectors that the cells are found by
+TRAIN_ROWS = 100_000  # of vectors that the cells are found by
 PROBED = 32  # cells that a question looks into
 
 
@@ -103,9 +103,10 @@ def build_index(vectors: Float32[np.ndarray, "entry dim"], kind: Kind = "auto") 
 def train_cells(vectors: Float32[np.ndarray, "entry dim"]) -> Any:
     """A FAISS inverted file of cosines; its cells are found by some of the vectors."""
     faiss = _import_faiss()
-    count = max(1, min(len(vectors), int(4 * np.sqrt(len(vectors)))))
+    count = max(1, min(len(vectors), int(np.sqrt(len(vectors)))))
     dim = vectors.shape[1]
     cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, count, faiss.METRIC_INNER_PRODUCT)
+    cells.cp.niter = 10
     rows = np.random.default_rng(0).permutation(len(vectors))[:TRAIN_ROWS]
     cells.train(np.ascontiguousarray(vectors[np.sort(rows)]))
     cells.add(np.ascontiguousarray(vectors))
