@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.language_proof import claims_of, prove, shuffled, split, write_tasks
+from benchmarks.language_proof import claims_of, namings, prove, shuffled, split, write_tasks
 from mstar.data.cases import read_cases
 from mstar.data.splits.registry import read_registry
 from mstar.data.task_registry import read_task_registry
 from mstar.downstream.language.prompts import find_prompts
+from mstar.downstream.statistics.metrics import value_of
 from support.language_world import write_world
+from support.prediction_files import classification
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,18 @@ def test_tasks_of_the_proof_have_prompts_and_labels(cohort: Path, tmp_path: Path
         assert all(len(own) >= 4 for own in found.synonyms)
         assert (tmp_path / f"labels/{name}.csv").read_text().count("\n") == len(ids) + 1
     assert np.isin(registry.get("grade").class_names, ["grade1", "grade2", "grade3"]).all()
+
+
+def test_namings_are_all_ways_to_give_classes_each_others_scores() -> None:
+    """Together at chance; the first is the right one, and best where scores follow the labels."""
+    sharp = classification("a", classes=("x", "y", "z"), signal=3.0)
+    blind = classification("b", signal=0.0)
+    own, drawn = namings([sharp, blind])
+    assert len(drawn) == 6 * 2
+    assert own == drawn[0]
+    assert drawn.mean() == pytest.approx(0.5, abs=0.01)
+    (alone, ways), area = namings([sharp]), value_of("macro_auc", sharp.evaluated()[0])
+    assert alone == ways.max() == pytest.approx(area, abs=1e-9)
 
 
 @pytest.mark.slow
