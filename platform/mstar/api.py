@@ -12,7 +12,7 @@
 These names stay; everything else of the package may move between minor versions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,18 +67,19 @@ class Bag:
     slide_of: Int64[np.ndarray, " patch"]
 
     @classmethod
-    def of(cls, store: FeatureStore, *slides: str) -> "Bag":
-        """The bag of some slides of a store.
+    def of(cls, store: FeatureStore | Mapping[str, FeatureStore], *slides: str) -> "Bag":
+        """The bag of some slides of a store; of several, with slide → its store.
 
         Raises:
             FeatureError: no slides, one that is not in the store, or no patch in all of them.
         """
         if not slides:
-            raise FeatureError(f"{store.root}: expected the ids of one or more slides, got none")
-        read = [store.read(slide) for slide in slides]
+            raise FeatureError("a bag: expected the ids of one or more slides, got none")
+        stores = store if isinstance(store, Mapping) else dict.fromkeys(slides, store)
+        read = [stores[slide].read(slide) for slide in slides]
         sizes = [len(one.features) for one in read]
         if not sum(sizes):
-            raise FeatureError(f"{store.root}: {', '.join(slides)}: no patches. Leave them out.")
+            raise FeatureError(f"slides {', '.join(slides)}: no patches. Leave them out.")
         return cls(
             features=np.concatenate([one.features for one in read]),
             coords_l0=np.concatenate([one.grid.coords for one in read]),

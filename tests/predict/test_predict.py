@@ -14,7 +14,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import mstar
-from mstar.cli.ablate_patches import embed_here
 from mstar.data.label_tables import Sample
 from mstar.data.task_data import TaskFold
 from mstar.downstream.bags import load_bags
@@ -23,6 +22,7 @@ from mstar.downstream.predictions import read_predictions
 from mstar.downstream.study import run_study
 from mstar.embed.assembly import EmbedPlan
 from mstar.embed.config import EmbedConfig, RunConfig
+from mstar.embed.here import embed_here
 from mstar.errors import ConfigError, FeatureError, WeightsError
 from mstar.features.store import FeatureStore
 from mstar.models.patch_encoders import prepare_weights
@@ -63,7 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Feature
     slides = write_cohort(root / "slides", num_slides=8)
     plan = plan_for(slides, root / "F")
     found = [entry for entry in read_slides(str(slides)) if isinstance(entry, SlideRef)]
-    store = embed_here(plan, found)
+    store, _ = embed_here(plan, found)
     samples = [
         Sample(
             case_id=one.slide_id, slides=(one.slide_id,), label=at % 2, time_months=None,
@@ -166,7 +166,7 @@ def test_another_encoder_is_refused(world: tuple[Path, Path, FeatureStore], tmp_
     other = plan_for(world[0], tmp_path / "other")
     config = replace(other.config, dtype="float32")
     slides = [one for one in read_slides(str(world[0])) if isinstance(one, SlideRef)][:1]
-    store = embed_here(replace(other, config=config), slides)
+    store, _ = embed_here(replace(other, config=config), slides)
     with pytest.raises(FeatureError, match="dtype: expected 'float16', got 'float32'"):
         run(settings(world, tmp_path / "b", slides=None, features=(store.root,)))
     with pytest.raises(ConfigError, match="expected --slides, --features"):

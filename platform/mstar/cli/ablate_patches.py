@@ -7,12 +7,11 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from mstar.data.tables import Column, read_table
-from mstar.embed.assembly import EmbedPlan, make_local_source, make_worker, store_identity
+from mstar.embed.assembly import EmbedPlan, make_local_source
 from mstar.embed.config import EmbedConfig, RunConfig
-from mstar.embed.plan import Bundle
+from mstar.embed.here import embed_here
 from mstar.errors import MstarError
 from mstar.features.store import FeatureStore
-from mstar.models.encoder_table import find_encoder
 from mstar.models.patch_encoders import load_encoder, prepare_weights
 from mstar.schema import SlideRef
 from mstar.slides.grid import GridConfig
@@ -92,24 +91,14 @@ def slides_of(cohort: str) -> list[SlideRef]:
     return [row for row in rows if isinstance(row, SlideRef)]
 
 
-def embed_here(plan: EmbedPlan, slides: Sequence[SlideRef]) -> FeatureStore:
-    """Embed the slides that are missing from the plan's store, with the job's own worker."""
-    store = FeatureStore.open_or_create(
-        plan.config.out, store_identity(plan, find_encoder(plan.config.encoder))
-    )
-    missing = tuple(slide for slide in slides if not store.has(slide.slide_id))
-    if missing:
-        worker = make_worker(plan)
-        try:
-            tally = worker.run(Bundle(number=0, slides=missing))
-        finally:
-            worker.close()
-        if tally.done != len(missing):
-            raise MstarError(
-                f"{plan.config.out}: expected {len(missing):,} slides embedded, got "
-                f"{tally.done:,}. "
-                "The folder failures/ says why."
-            )
+def embed_all(plan: EmbedPlan, slides: Sequence[SlideRef]) -> FeatureStore:
+    """Embed the slides that are missing from the plan's store; all of them must succeed."""
+    store, tally = embed_here(plan, slides)
+    if tally.failed or tally.elsewhere:
+        raise MstarError(
+            f"{plan.config.out}: expected every slide embedded, got {tally.failed:,} failed and "
+            f"{tally.elsewhere:,} held by another run. The folder failures/ says why."
+        )
     return store
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from mstar.cli.ablate_patches import (
     Features,
     Shown,
-    embed_here,
+    embed_all,
     encode,
     plan_of,
     read_pixels,
@@ -125,7 +125,7 @@ def _scores(run: SeedRun) -> Iterator[Score]:
         threads=run.threads,
     )  # fmt: skip
     slides = slides_of(cohort)
-    store = embed_here(plan, slides)
+    store = embed_all(plan, slides)
     held_out = read_pixels(plan, held_out_slides(cohort, slides), shown=shown_patches(config))
     for teacher in teachers_of(config.chosen):
         if teacher:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mstar.embed import job as embed_job
-from mstar.embed.assembly import EmbedPlan, make_worker, store_identity
+from mstar.embed.assembly import EmbedPlan
 from mstar.embed.config import EmbedConfig
-from mstar.embed.plan import Bundle
+from mstar.embed.here import embed_here
 from mstar.errors import WeightsError
 from mstar.features.store import FeatureStore
-from mstar.models.encoder_table import find_encoder
 from mstar.models.patch_encoders import prepare_weights
 from mstar.models.weights import ResolvedWeights
 from mstar.predict.config import PredictConfig
@@ -118,14 +117,6 @@ def _embed_here(
         torch_threads=settings.run.torch_threads or 1,
         reader_threads=settings.run.reader_threads or 2,
     )
-    identity = store_identity(plan, find_encoder(settings.encoder))
-    store = FeatureStore.open_or_create(settings.out, identity)
+    store, _ = embed_here(plan, slides)
     check_same(store.record.config, expected, of=store.root)
-    missing = tuple(slide for slide in slides if not store.has(slide.slide_id))
-    if missing:
-        worker = make_worker(plan)
-        try:
-            worker.run(Bundle(number=0, slides=missing))
-        finally:
-            worker.close()
     return store

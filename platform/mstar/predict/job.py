@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mstar import __version__
-from mstar.api import Head, load_head
+from mstar.api import Bag, Head, load_head
 from mstar.config import to_dict, to_json
 from mstar.errors import FeatureError
 from mstar.predict.config import PredictConfig
 from mstar.predict.features import Wanted, wanted
-from mstar.predict.rows import WARNING, bag_of, cases_of, row_of, stamp, temperature_of
+from mstar.predict.rows import WARNING, cases_of, row_of, stamp, temperature_of
 from mstar.predict.same_features import embed_config, recorded
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode, exit_code
@@ -52,7 +52,7 @@ def predict_all(
     for name, names in cases.items():
         lost = [s for s in slides.failed if slides.case_of.get(s) == name and unit == "case"]
         try:
-            bag = bag_of(slides.store_of, names)
+            bag = Bag.of(slides.store_of, *names)
         except FeatureError as error:
             failed[name] = str(error)
             continue

@@ -40,17 +40,6 @@ def cases_of(
     return rows
 
 
-def bag_of(stores: Mapping[str, FeatureStore], slides: list[str]) -> Bag:
-    """The bag of a case, whose slides may lie in several stores."""
-    parts = [Bag.of(stores[slide], slide) for slide in slides]
-    return Bag(
-        features=np.concatenate([part.features for part in parts]),
-        coords_l0=np.concatenate([part.coords_l0 for part in parts]),
-        slides=tuple(slides),
-        slide_of=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
-    )
-
-
 def row_of(
     name: str, bag: Bag, said: Prediction, head: Head, temperature: float | None
 ) -> dict[str, Any]:

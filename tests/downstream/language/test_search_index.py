@@ -12,7 +12,6 @@ from mstar.downstream.language.search_index import (
     cells_from_bytes,
     cells_to_bytes,
     exact_search,
-    has_faiss,
     recall_of,
 )
 from mstar.errors import ConfigError
@@ -45,7 +44,6 @@ def test_more_is_asked_for_than_there_is() -> None:
     assert found.places.shape == (2, 3)
 
 
-@pytest.mark.skipif(not has_faiss(), reason="faiss-cpu is optional")
 def test_cells_find_nearly_all_and_come_back_from_bytes() -> None:
     rng = np.random.default_rng(2)
     vectors = unit(rng, 3000)
