@@ -385,7 +385,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     """Every arm on one cohort, in so few steps that nothing is learnt: this is about plumbing."""
     config = AblateConfig(
         out=str(tmp_path_factory.mktemp("ablation")),
-        seeds=(1,),
+        seeds=(3,),
         cases=40,
         slide_px=256,
         encoder_cases=16,
@@ -403,9 +403,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     return config
 
 
-@pytest.mark.slow
 def test_all_arms_train_as_many_steps_on_the_same_pixels(small: AblateConfig) -> None:
-    folder = Path(small.out) / "seed-1"
+    folder = Path(small.out) / "seed-3"
     facts = {
         letter: json.loads((folder / f"arm-{letter}" / "stage2.json").read_text())
         for letter in "abcdfgh"
@@ -417,31 +416,28 @@ def test_all_arms_train_as_many_steps_on_the_same_pixels(small: AblateConfig) ->
         assert rows_of(folder / f"arm-{letter}" / "shards") == pixels
 
 
-@pytest.mark.slow
 def test_arms_differ_in_their_targets(small: AblateConfig) -> None:
-    folder = Path(small.out) / "seed-1"
+    folder = Path(small.out) / "seed-3"
     found = [targets_of(folder / f"arm-{letter}" / "shards") for letter in "bcfgh"]
     found.append(targets_of(folder / "targets-a"))
     for number, one in enumerate(found):
         assert all((one != other).any() for other in found[:number])
 
 
-@pytest.mark.slow
 def test_nobody_who_is_evaluated_was_trained_on(small: AblateConfig) -> None:
-    folder = Path(small.out) / "seed-1"
+    folder = Path(small.out) / "seed-3"
     seen = read_registry(str(folder / "cohort")).pretraining
     assert len(seen) == 30
     assert {row[1] for row in rows_of(folder / "targets-a")} <= seen
 
 
-@pytest.mark.slow
 def test_a_rerun_takes_up_what_is_there(small: AblateConfig) -> None:
     results = Path(small.out) / "results.csv"
     before = results.read_bytes()
-    touched = (Path(small.out) / "seed-1" / "arm-a" / "encoder.safetensors").stat().st_mtime_ns
+    touched = (Path(small.out) / "seed-3" / "arm-a" / "encoder.safetensors").stat().st_mtime_ns
     run(small)
     assert results.read_bytes() == before
-    after = (Path(small.out) / "seed-1" / "arm-a" / "encoder.safetensors").stat().st_mtime_ns
+    after = (Path(small.out) / "seed-3" / "arm-a" / "encoder.safetensors").stat().st_mtime_ns
     assert after == touched
     assert all(f"({letter})" in (Path(small.out) / "ablation.md").read_text() for letter in ARMS)
 

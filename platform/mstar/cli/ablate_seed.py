@@ -38,7 +38,7 @@ from mstar.data.cases import read_cases, write_cases
 from mstar.data.reports import read_reports
 from mstar.data.splits.preset import PresetConfig
 from mstar.data.splits.registry import read_registry
-from mstar.errors import MstarError
+from mstar.errors import ConfigError, MstarError
 from mstar.features.store import FeatureStore
 from mstar.losses.self_taught import SelfTaughtLossConfig
 from mstar.losses.stage1 import LossConfig
@@ -356,6 +356,13 @@ def evaluate(run: SeedRun, cohort: str, features: Features) -> dict[str, float]:
             bags.append(np.concatenate(found))
             labels.append(truth[case.case_id].has(config.factor))
     wanted = np.array(labels)
+    fewest = min(int(wanted.sum()), int((~wanted).sum()))
+    if fewest < config.folds:
+        raise ConfigError(
+            f"--cases {config.cases}: expected at least {config.folds} held-out cases (--folds) "
+            f"with and without the {config.factor}, got {fewest} of one in the cohort of seed "
+            f"{run.seed}. Give more cases, or fewer folds."
+        )
     folds = folds_of(wanted, config.folds, seed=run.seed)
     draws = [
         [np.split(bag, config.probe_draws)[draw] for bag in bags]
