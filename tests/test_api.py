@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import mstar
-from mstar.downstream.config import Study, TrialConfig
+from mstar.downstream.config import Study, TrialConfig, paper_trial
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.study import run_study
 from mstar.errors import ConfigError, FeatureError, WeightsError
@@ -50,7 +51,7 @@ def test_every_name_is_there_and_none_starts_ray() -> None:
 
 
 def test_a_head_says_what_its_study_says(study: tuple[Any, FeatureStore, Path]) -> None:
-    """One model, one bag at a time, against the study's packed predictions."""
+    """To the bit: each model against the study's predictions."""
     data, store, folder = study
     told = read_predictions(str(folder / "predictions-test.parquet"))
     for fold, seed, rows in told.runs():
@@ -58,7 +59,58 @@ def test_a_head_says_what_its_study_says(study: tuple[Any, FeatureStore, Path]) 
         assert (head.training, head.classes) == ("classification", tuple(data.class_names))
         for row in rows:
             said = head.predict(mstar.Bag.of(store, *told.slides[row]))
-            np.testing.assert_allclose(said.scores, told.scores[row], rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(said.scores, told.scores[row])
+
+
+WIDE: dict[str, dict[str, Any]] = {
+    "abmil": {"hidden": 96, "attention_dim": 24},
+    "abmil_gated": {"hidden": 96, "attention_dim": 24},
+    "clam_sb": {"hidden": 96, "attention_dim": 24},
+    "clam_mb": {"hidden": 96, "attention_dim": 24},
+    "dsmil": {},
+    "transmil": {"dim": 32, "heads": 4, "landmarks": 8},
+    "linear": {},
+    "knn": {},
+    "prototype": {},
+    "cox_linear": {},
+}
+"""Head → options: wide enough that a packed batch rounds otherwise than a bag alone."""
+
+
+@pytest.mark.parametrize("head", WIDE)
+def test_every_head_gives_a_bag_the_bits_of_its_study(
+    head: str, wide: dict[str, tuple[Any, Any, FeatureStore]], tmp_path: Path
+) -> None:
+    data, bags, store = wide["survival" if head == "cox_linear" else "classification"]
+    base = paper_trial(head)
+    config = replace(base, head_options=WIDE[head], epochs=1)
+    study = Study(task_id="planted", encoder="toy", head=head)
+    run_study(study, data, bags, [config], out=str(tmp_path))
+    told = read_predictions(str(tmp_path / study.key / "predictions-test.parquet"))
+    asked = mstar.load_head(str(tmp_path / study.key))
+    said = [asked.predict(mstar.Bag.of(store, *slides)).scores for slides in told.slides]
+    np.testing.assert_array_equal(np.stack(said), told.scores)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any, FeatureStore]]:
+    """A task of each kind."""
+    return {
+        kind: planted_task(tmp_path_factory.mktemp(kind), kind, cases=12, patches=(20, 400))
+        for kind in ("classification", "survival")
+    }
+
+
+def test_a_head_predicts_where_there_is_no_ray(study: tuple[Any, FeatureStore, Path]) -> None:
+    data, store, folder = study
+    code = (
+        "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None; import mstar; "
+        f"bag = mstar.Bag.of(mstar.open_features({store.root!r}), {data.samples[0].slides[0]!r}); "
+        f"print(mstar.load_head({str(folder)!r}).predict(bag).scores.sum())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert float(said.stdout) == pytest.approx(1)
 
 
 def test_the_models_of_a_study_answer_together(study: tuple[Any, FeatureStore, Path]) -> None:

@@ -1,6 +1,7 @@
 """What the downstream loop costs beside the work itself, and how fast bags and populations are.
 
-    python tests/benchmarks/bench_downstream.py [--bags 24] [--patches 1000] [--dim 1024]
+    PYTHONPATH=tests python tests/benchmarks/bench_downstream.py [--bags 24] [--patches 1000]
+        [--dim 1024]
                                                 [--rounds 5] [--configs 16] [--threads 1]
 
 One JSON line per row; all ratios are made within the run, of processor seconds on one thread (the

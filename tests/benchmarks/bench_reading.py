@@ -1,6 +1,7 @@
 """Patches per CPU-second: our readers and pixel path against the field's, as ratios in one run.
 
-    python tests/benchmarks/bench_reading.py [--size-px 8192] [--rounds 3] [--only SUBSTRING]
+    PYTHONPATH=tests python tests/benchmarks/bench_reading.py [--size-px 8192] [--rounds 3]
+        [--only SUBSTRING]
 
 Prints one JSON line per row. The slides are generated (Aperio layout, tissue everywhere, quality
 80, 4:2:0, with and without shared JPEG tables). Rounds are interleaved (theirs, ours, theirs, …) on

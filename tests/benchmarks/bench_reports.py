@@ -1,6 +1,6 @@
 """How fast reports are cleaned, tokenised and cut into windows, on one core and on all.
 
-    python tests/benchmarks/bench_reports.py [--reports 2000] [--words 640]
+    PYTHONPATH=tests python tests/benchmarks/bench_reports.py [--reports 2000] [--words 640]
 
 Reports of made-up words (4,000 characters each, as in TCGA-Reports), a vocabulary as large as
 BioBERT's; every tenth word is not in it. One JSON line.

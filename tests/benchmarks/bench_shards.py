@@ -1,6 +1,6 @@
 """What reading patch shards costs beside decoding, and against other formats: ratios in one run.
 
-    python tests/benchmarks/bench_shards.py [--rows 8192] [--rounds 5] [--no-ray]
+    PYTHONPATH=tests python tests/benchmarks/bench_shards.py [--rows 8192] [--rounds 5] [--no-ray]
 
 Generated patches of 256 px (quality 80, 4:2:0), page cache warm, one codec (simplejpeg) everywhere,
 targets of 512 values delivered with the pixels. CPU seconds of the whole process count, so that

@@ -1,6 +1,7 @@
 """What the whole input pipeline costs a stage-2 step: its rate against the same step on one batch.
 
-    python tests/benchmarks/bench_stage2.py [--encoder timm:vit_small_patch16_224] [--steps 6]
+    PYTHONPATH=tests python tests/benchmarks/bench_stage2.py
+        [--encoder timm:vit_small_patch16_224] [--steps 6]
 
 The student is a ViT-S/16 at 224 px in float32 on the CPU, its targets have 512 values, and the
 patches are 256 px JPEGs read from shards. Both ways are the run's own: the same engine, losses and

@@ -1,6 +1,6 @@
 """Sweeps of short trials: against separate programs, and populations against single trials.
 
-    python tests/benchmarks/bench_sweep.py [--programs 4] [--trials 16] [--quick]
+    PYTHONPATH=tests python tests/benchmarks/bench_sweep.py [--programs 4] [--trials 16] [--quick]
 
 One JSON line per ratio, each with its target. Ray is started before and told apart, and so is the
 time until a sweep's first answer (workers start and import torch); rates are of the steady state.

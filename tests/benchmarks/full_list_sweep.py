@@ -1,6 +1,7 @@
 """How long a sweep over all 97 tasks takes on this machine.
 
-    python tests/benchmarks/full_list_sweep.py [--heads linear abmil] [--space paper] [--workers 2]
+    PYTHONPATH=tests python tests/benchmarks/full_list_sweep.py [--heads linear abmil]
+        [--space paper] [--workers 2]
 
 A generated cohort of 160 cases with labels for every task of the list, features of 16 numbers and
 4 to 11 patches a slide, a tiny text encoder and a tiny decoder of reports: what is measured is the

@@ -1,6 +1,6 @@
 """Do text and slides meet after stages 1 and 2? Zero-shot and retrieval on held-out cases.
 
-    python tests/benchmarks/language_proof.py OUT [--cases N] [--epochs N] [--docs platform/docs]
+    PYTHONPATH=tests python tests/benchmarks/language_proof.py OUT [--small] [--docs platform/docs]
 
 A generated cohort is painted, embedded with `texture`, and taken through stage 1, targets and stage
 2 by the ordinary jobs; then `mstar sweep` scores zero-shot tasks (cancer type, grade) and the
@@ -43,13 +43,26 @@ from mstar.downstream.statistics.bootstrap import Estimate, fold_estimate
 from mstar.pretrain.stage1_config import Stage1Config
 from support.serve_sweep import serve
 
-CASES, EPOCHS = 480, 40
-STEPS, BATCH = 60, 32  # of stage 2: about one pass; `texture` takes 0.1 s a patch
+BATCH = 32  # patches of a step of stage 2; `texture` takes 0.1 s a patch
 PRETRAINED = 0.65
 AS_IT_IS, SHUFFLED = "as-it-is", "shuffled"
 ZERO_SHOT = dict.fromkeys(("type", "grade", "mutation"), ("mi_zero", "slide_text"))
 RETRIEVAL = ("mi_zero", "slide_text", "slide_rna")
 WITHIN = "within_recall_at_5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much of everything; slide_px: side of a slide; steps: of stage 2, about one pass."""
+
+    cases: int
+    slide_px: int
+    epochs: int
+    steps: int
+
+
+FULL = Size(cases=480, slide_px=1024, epochs=40, steps=60)
+SMALL = Size(cases=240, slide_px=512, epochs=80, steps=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +76,12 @@ class Arm:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--cases", type=int, default=CASES)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--small", action="store_true", help="the size of the test")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
     began_s = time.monotonic()
-    arms = prove(arguments.out, cases=arguments.cases, epochs=arguments.epochs, seed=arguments.seed)
+    arms = prove(arguments.out, SMALL if arguments.small else FULL, seed=arguments.seed)
     claims = claims_of(arms)
     text = "\n".join([*table(arms), "", *(f"- {mark(one)} {one.text}" for one in claims)])
     minutes = (time.monotonic() - began_s) / 60
@@ -79,17 +91,17 @@ def main() -> None:
     sys.exit(not all(one.holds for one in claims))
 
 
-def prove(out: Path, *, cases: int = CASES, epochs: int = EPOCHS, seed: int = 1) -> list[Arm]:
+def prove(out: Path, size: Size = FULL, *, seed: int = 1) -> list[Arm]:
     """Both arms on one cohort; what is there from a run before is taken up."""
-    config = replace(inputs(out, cases=cases, seed=seed), epochs=epochs, seed=seed)
+    config = replace(inputs(out, size, seed=seed), epochs=size.epochs, seed=seed)
     cohort = Path(config.cohort)
     if not has_registry(str(cohort)):
         split(cohort)
     write_tasks(out, cohort)
-    return [run_arm(out, config, name) for name in (AS_IT_IS, SHUFFLED)]
+    return [run_arm(out, config, name, steps=size.steps) for name in (AS_IT_IS, SHUFFLED)]
 
 
-def inputs(out: Path, *, cases: int, seed: int) -> Stage1Config:
+def inputs(out: Path, size: Size, *, seed: int) -> Stage1Config:
     """Cohort, features and report encoder; Ray is started only if slides lack features."""
     from mstar.features.store import FeatureStore
     from mstar.recipes import stage1 as recipes
@@ -98,7 +110,7 @@ def inputs(out: Path, *, cases: int, seed: int) -> Stage1Config:
     slides = {slide for one in _cases_of(cohort) for slide in one.slides}
     there = set(FeatureStore.open(str(features)).done_ids()) if features.exists() else set()
     if not slides or not slides <= there or not (out / "text").exists():
-        return make_inputs(out, cases=cases, seed=seed)
+        return make_inputs(out, cases=size.cases, seed=seed, slide_px=size.slide_px)
     return replace(
         recipes.laptop(), cohort=str(cohort), features=str(features), text=str(out / "text"),
         out=str(out), tracking=False, **SETTINGS,
@@ -172,8 +184,8 @@ def read_truth(cohort: Path) -> dict[str, dict[str, str]]:
         return {row["case_id"]: row for row in csv.DictReader(file)}
 
 
-def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
-    """Both stages and the sweep of an arm."""
+def run_arm(out: Path, config: Stage1Config, name: str, *, steps: int) -> Arm:
+    """Both stages (`steps` of the second) and the sweep of an arm."""
     from mstar.downstream.sweep_config import SweepConfig
     from mstar.pretrain import stage1, stage2, targets_job
     from mstar.recipes import stage2 as stage2_recipes
@@ -194,7 +206,7 @@ def run_arm(out: Path, config: Stage1Config, name: str) -> Arm:
     assert targets_job.run(targets) == 0
     assert stage2.run(replace(
         stage2_recipes.laptop(), shards=targets.out, weights="built-in", out=str(folder / "stage2"),
-        lr_projection=1e-2, epochs=10_000, max_steps=STEPS, batch_patches=BATCH,
+        lr_projection=1e-2, epochs=10_000, max_steps=steps, batch_patches=BATCH,
         micro_batch=BATCH, lanes=8, watch_every_steps=0, checkpoint_every_steps=0,
         log_every_steps=20, model_name="", tracking=False,
     )) == 0  # fmt: skip

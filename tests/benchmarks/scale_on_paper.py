@@ -1,5 +1,7 @@
 """Scale on paper made runnable: the driver's part of runs that nobody can afford to test.
 
+With PYTHONPATH=tests:
+
     python tests/benchmarks/scale_on_paper.py listing     30,000 slides, 12,000 done, on S3
     python tests/benchmarks/scale_on_paper.py manifest    1,000,000 slides in a manifest
     python tests/benchmarks/scale_on_paper.py shards      shards of 116 M patches planned

@@ -95,8 +95,11 @@ def prove(
     return {trial.name: run_trial(config, trial, out) for trial in TRIALS}
 
 
-def make_inputs(out: Path, *, cases: int, seed: int) -> Stage1Config:
-    """A painted cohort, its slides embedded by the ordinary job, a small report encoder."""
+def make_inputs(out: Path, *, cases: int, seed: int, **painted: Any) -> Stage1Config:
+    """A painted cohort, its slides embedded by the ordinary job, a small report encoder.
+
+    `painted`: what differs from COHORT.
+    """
     from mstar.cohorts import generate
     from mstar.cohorts.generated.config import GenerateConfig
     from mstar.data.reports import read_reports
@@ -109,7 +112,9 @@ def make_inputs(out: Path, *, cases: int, seed: int) -> Stage1Config:
 
     cohort, features, text = out / "cohort", out / "features", out / "text"
     if not (cohort / "cohort.json").exists():
-        made = generate.run(GenerateConfig(out=str(cohort), cases=cases, seed=seed, **COHORT))
+        made = generate.run(
+            GenerateConfig(out=str(cohort), cases=cases, seed=seed, **COHORT | painted)
+        )
         assert made == 0
     if not (text / "config.json").exists():
         reports = read_reports(str(cohort / "reports.csv"))

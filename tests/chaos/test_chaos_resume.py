@@ -51,7 +51,8 @@ def test_from_an_object_store(
         (tmp_path / "state").rename(tmp_path / "state-of-the-first-machines")
         again = Running(STAGE2, places, env={"RAY_ADDRESS": cluster.address})
         assert again.end() == 0, again.tail
-    assert "resumed at step" in again.said
+    said = objects.read_bytes(f"{places.out}/log.txt").decode()
+    assert "resumed at step" in said
     assert files("checkpoints/*/*/train_state.json")(places.out) <= 2, "old ones are deleted"
     assert_same(STAGE2, results_of(STAGE2, places), expected)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -31,11 +32,19 @@ from mstar.predict.job import run
 from mstar.predict.rows import WARNING
 from mstar.predict.temperature import calibrated, fit_temperature
 from mstar.schema import SlideRef
+from mstar.storage.ledger import FailureLedger
 from mstar.storage.manifest import read_slides
 from mstar.training.exit_codes import ExitCode
 from support.cohorts import write_cohort
 from support.planted_tasks import make_task_data, planted_task
-from support.slides import write_non_image, write_without_mpp
+from support.slides import (
+    SlideSpec,
+    write_non_image,
+    write_slide,
+    write_truncated,
+    write_without_mpp,
+    write_zero_byte,
+)
 
 STUDY = Study(task_id="planted", encoder="micro", head="abmil")
 HEAD = TrialConfig(head_options={"hidden": 8, "attention_dim": 4}, epochs=1, lr=1e-2)
@@ -103,7 +112,7 @@ def test_slides_are_embedded_alike_and_scored_as_in_the_study(
     for name, scores in zip(told.case_id, told.scores, strict=True):
         row = found[name]
         said = [float(row["score_class0"]), float(row["score_class1"])]
-        np.testing.assert_allclose(said, scores, rtol=1e-5)
+        assert said == scores.tolist()  # to the bit
         assert row["predicted"] == f"class{int(np.argmax(scores))}"
         assert float(row["calibrated_class0"]) + float(row["calibrated_class1"]) == pytest.approx(1)
         assert row["warning"] == WARNING
@@ -111,6 +120,37 @@ def test_slides_are_embedded_alike_and_scored_as_in_the_study(
     record = json.loads((tmp_path / "predict.json").read_text())
     assert (record["cases"], record["failed"]) == (8, 0)
     assert record["warning"] == WARNING
+
+
+@pytest.mark.slow
+def test_the_run_is_in_mlflow(
+    world: tuple[Path, Path, FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read back by the client: settings, counts, tables, and a call that failed as FAILED."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = write_cohort(tmp_path / "slides", num_slides=1)
+    write_non_image(folder / "corrupt.svs")
+    config = settings(world, tmp_path / "P", slides=str(folder))
+    config = replace(config, run=RunConfig(tracking=True, max_failures="1"))
+    assert run(config) == ExitCode.COMPLETE
+    with pytest.raises(WeightsError, match="expected the weights"):
+        run(replace(config, weights="random:4", slides=str(world[0]), unit="slide"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/P/mlflow.db")
+    experiment = client.get_experiment_by_name("predict")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    assert [found.info.status for found in runs] == ["FINISHED", "FAILED"]
+    first = runs[0].data
+    assert first.params["model"] == config.model
+    assert first.params["run.max_failures"] == "1"
+    assert (first.metrics["cases"], first.metrics["failed"]) == (1, 1)
+    assert first.metrics["seconds"] > 0
+    assert (first.tags["task"], first.tags["head"]) == ("planted", "abmil")
+    assert first.tags["warning"] == WARNING
+    names = {file.path for file in client.list_artifacts(runs[0].info.run_id)}
+    assert {"predictions.csv", "failures.csv", "predict.json", "config.json"} <= names
+    path = client.download_artifacts(runs[0].info.run_id, "failures.csv", str(tmp_path))
+    assert "corrupt" in Path(path).read_text()
 
 
 def test_stores_made_before_give_the_same_without_slides(
@@ -125,18 +165,27 @@ def test_stores_made_before_give_the_same_without_slides(
 def test_broken_slides_are_in_the_ledger_and_the_others_predicted(
     world: tuple[Path, Path, FeatureStore], tmp_path: Path
 ) -> None:
+    """Corrupt, cut off, zero bytes, no resolution, far too coarse, and nothing but glass."""
     folder = write_cohort(tmp_path / "slides", num_slides=1)
     write_non_image(folder / "corrupt.svs")
+    write_truncated(folder / "cut.svs", keep=0.2)
+    write_zero_byte(folder / "nothing.svs")
     write_without_mpp(folder / "nowhere.svs")
+    write_slide(folder / "coarse.svs", SlideSpec(mpp=4.0, objective=2.5))
+    write_slide(folder / "glass.svs", SlideSpec(tissue=False))
     config = settings(world, tmp_path / "P", slides=str(folder))
     assert run(config) == ExitCode.EXCLUSIONS
     assert list(table_of(tmp_path / "P")) == ["slide 0 ü"]
     with (tmp_path / "P" / "failures.csv").open(newline="") as file:
         failed = {row["name"]: row["reason"] for row in csv.DictReader(file)}
-    assert set(failed) == {"corrupt", "nowhere"}
+    assert set(failed) == {"corrupt", "cut", "nothing", "nowhere", "coarse", "glass"}
     assert "mpp" in failed["nowhere"]
-    assert (tmp_path / "P" / "features" / "failures").exists()
-    assert run(replace(config, run=replace(config.run, max_failures="2"))) == ExitCode.COMPLETE
+    assert "4" in failed["coarse"]
+    assert "mpp" in failed["coarse"]
+    assert "no patches" in failed["glass"]
+    ledger = FailureLedger(str(tmp_path / "P" / "features" / "failures"))
+    assert all(ledger.get(name) for name in set(failed) - {"glass"})
+    assert run(replace(config, run=replace(config.run, max_failures="6"))) == ExitCode.COMPLETE
 
 
 def test_slides_of_one_case_are_one_row(
@@ -186,14 +235,15 @@ def test_survival_gives_risk_group_and_a_falling_curve(tmp_path: Path) -> None:
     data, bags, store = planted_task(tmp_path, "survival", cases=24, most_slides=1)
     run_study(STUDY, data, bags, [HEAD], out=str(tmp_path / "R"))
     config = PredictConfig(
-        model=str(tmp_path / "R" / STUDY.key), out=str(tmp_path / "P"), features=(store.root,)
-    )
+        model=str(tmp_path / "R" / STUDY.key), out=str(tmp_path / "P"), features=(store.root,),
+        run=RunConfig(tracking=False),
+    )  # fmt: skip
     assert run(config) == ExitCode.COMPLETE
     told = read_predictions(str(tmp_path / "R" / STUDY.key / "predictions-test.parquet"))
     rows = {row["slides"]: row for row in table_of(tmp_path / "P").values()}
     for slides, score in zip(told.slides, told.scores, strict=True):
         row = rows[slides[0]]
-        assert float(row["risk"]) == pytest.approx(float(score[0]), rel=1e-5)
+        assert float(row["risk"]) == float(score[0])
         assert row["risk_group"] in ("high", "low")
         curve = [pair.split(":") for pair in row["survival_curve"].split(";")]
         heights = [float(height) for _, height in curve]

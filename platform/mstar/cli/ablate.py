@@ -4,23 +4,23 @@ mstar ablate --out A               every arm on five generated cohorts
 mstar ablate quick --out A         one small cohort and three arms
 
 initial encoder, trained on nuisance factors of patients of its own
-  ─▶ each seed: cohort, teachers, arms, probes (ablate_seed.py)
+  ─▶ each seed: cohort, teachers, arms, probes (ablate_seed.py, ablate_settings.py), several units
+     at once (ablate_schedule.py)
   ─▶ results.csv, ablation.md, ablation.png
 """
 
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from mstar.cli.ablate_patches import TruthRow, plan_of, read_pixels, read_truth, slides_of
-from mstar.cli.ablate_seed import SeedRun, make_cohort, run_seed, write_scores
+from mstar.cli.ablate_schedule import run_units
+from mstar.cli.ablate_seed import RESULTS, read_scores, tidy, write_scores
+from mstar.cli.ablate_settings import SeedRun, make_cohort
 from mstar.config import to_json
 from mstar.data.cases import read_cases
 from mstar.pretrain.ablate_arms import ARMS
@@ -114,20 +114,26 @@ def nuisance_labels(rows: list[TruthRow]) -> dict[str, np.ndarray]:
 
 
 def all_seeds(config: AblateConfig, weights: str) -> Iterator[list[Score]]:
-    """The scores of each seed as they come; several seeds at once, each on its own core."""
-    workers = min(config.workers or cores(), len(config.seeds))
-    runs = [
-        SeedRun(config=config, seed=seed, weights=weights, threads=max(1, cores() // workers))
-        for seed in config.seeds
-    ]
-    if workers == 1:
-        yield from map(run_seed, runs)
-        return
-    with ExitStack() as stack:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        for future in as_completed([pool.submit(run_seed, one) for one in runs]):
-            yield future.result()
+    """The scores of each seed as they come; several units of work at once, each on its own core."""
+    done, open_runs = {}, []
+    workers = config.workers or cores()
+    for seed in config.seeds:
+        run = SeedRun(config=config, seed=seed, weights=weights, threads=max(1, cores() // workers))
+        found = finished_scores(run)
+        done.update({seed: found} if found else {})
+        open_runs += [] if found else [run]
+    yield from done.values()
+    for run, scores in run_units(open_runs, workers):
+        write_scores(run.folder / RESULTS, scores)
+        tidy(run)
+        yield scores
+
+
+def finished_scores(run: SeedRun) -> list[Score]:
+    """Those of a seed that an earlier run has finished, if it had all arms that are wanted."""
+    path = run.folder / RESULTS
+    found = read_scores(path) if path.exists() else []
+    return found if set(run.config.chosen) <= {one.arm for one in found} else []
 
 
 def write_report(config: AblateConfig, scores: list[Score]) -> list[str]:

@@ -1,20 +1,19 @@
 """One repetition of the ablation: a cohort, its teachers, its arms, and what the probes find.
 
-    cohort ─▶ features of the initial encoder ─▶ stage 1 of each teacher ─▶ targets
-           ─▶ shards (pixels written once, targets per arm) ─▶ stage 2 of each arm
-           ─▶ features of all held-out cases ─▶ linear probe and ABMIL on the planted factor
+    prepare   cohort ─▶ features of the initial encoder, a report encoder, held-out pixels
+    teach     stage 1 of a teacher ─▶ targets ─▶ shards (pixels with the first teacher's alone)
+    score     stage 2 of an arm ─▶ features of held-out cases ─▶ linear probe and ABMIL
 
-Every job is the one that a user runs, in this process. What is done is found again: a run that was
-stopped goes on.
+What is done is found again: a run that was stopped goes on. `ablate_schedule` says what may run
+beside what.
 """
 
 import csv
 import io
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from jaxtyping import Int64
 
 from mstar.cli.ablate_patches import (
     Features,
+    Pixels,
     Shown,
     embed_all,
     encode,
@@ -31,157 +31,101 @@ from mstar.cli.ablate_patches import (
     read_truth,
     slides_of,
 )
-from mstar.cohorts import generate, split_job
-from mstar.cohorts.generated.config import GenerateConfig
-from mstar.cohorts.split_config import SplitConfig
-from mstar.data.cases import read_cases, write_cases
-from mstar.data.reports import read_reports
-from mstar.data.splits.preset import PresetConfig
-from mstar.data.splits.registry import read_registry
-from mstar.errors import ConfigError, MstarError
-from mstar.features.store import FeatureStore
-from mstar.losses.self_taught import SelfTaughtLossConfig
-from mstar.losses.stage1 import LossConfig
-from mstar.models.aggregator import AggregatorConfig
-from mstar.models.gene_encoder import GeneEncoderConfig
-from mstar.pretrain import stage1, stage2, targets_job
-from mstar.pretrain.ablate_arms import (
-    ARMS,
-    INITIAL,
-    Arm,
-    save_untrained,
-    shuffled_pairing,
-    teachers_of,
+from mstar.cli.ablate_settings import (
+    SeedRun,
+    aggregator_config,
+    expect,
+    make_cohort,
+    shuffled_cohort,
+    split,
+    stage1_config,
+    stage2_config,
+    targets_config,
 )
+from mstar.data.cases import read_cases
+from mstar.data.reports import read_reports
+from mstar.data.splits.registry import read_registry
+from mstar.errors import ConfigError
+from mstar.features.store import FeatureStore
+from mstar.pretrain import stage1, stage2, targets_job
+from mstar.pretrain.ablate_arms import ARMS, INITIAL, save_untrained
 from mstar.pretrain.ablate_config import AblateConfig
 from mstar.pretrain.ablate_probe import PROBES, cross_validated, folds_of
 from mstar.pretrain.ablate_report import Score
-from mstar.pretrain.ablate_shards import with_shuffled_targets, with_targets_of
 from mstar.pretrain.small_text_encoder import write_small_text_encoder
-from mstar.pretrain.stage1_config import Stage1Config
-from mstar.pretrain.stage2_config import Stage2Config
-from mstar.pretrain.targets_config import TargetsConfig
-from mstar.recipes import stage1 as stage1_recipes
-from mstar.recipes import stage2 as stage2_recipes
-from mstar.recipes import targets as targets_recipes
 from mstar.schema import SlideRef
-from mstar.training.exit_codes import ExitCode
 from mstar.training.seeds import seed_of
 
 RESULTS = "results.csv"
-NUM_GENES = 260
+PIXELS = "held-out.npz"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeedRun:
-    """A repetition and where it lies.
-
-    weights: of the initial encoder. threads: CPU threads of torch.
-    """
-
-    config: AblateConfig
-    seed: int
-    weights: str
-    threads: int = 1
-
-    @property
-    def folder(self) -> Path:
-        """Everything of this seed."""
-        return Path(self.config.out) / f"seed-{self.seed}"
-
-    def at(self, *parts: str) -> str:
-        """An address below it."""
-        return str(self.folder.joinpath(*parts))
-
-
-def run_seed(run: SeedRun) -> list[Score]:
-    """All arms of one seed; what the jobs say goes to seed-N/log.txt."""
-    results = run.folder / RESULTS
-    if results.exists():
-        found = read_scores(results)
-        if set(run.config.chosen) <= {score.arm for score in found}:
-            return found
-    torch.set_num_threads(run.threads)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with _said_to(run.folder / "log.txt"):
-        scores = list(_scores(run))
-    write_scores(results, scores)
-    if not run.config.keep:
-        for name in ("cohort", "features", "cohort-b"):
-            shutil.rmtree(run.folder / name, ignore_errors=True)
-        for path in run.folder.glob("arm-*/shards"):
-            shutil.rmtree(path)
-        for path in run.folder.glob("targets-*"):
-            shutil.rmtree(path)
-    return scores
-
-
-def _scores(run: SeedRun) -> Iterator[Score]:
+def prepare(run: SeedRun) -> None:
+    """The cohort, its features by the initial encoder, and what the probes will be shown."""
+    if (run.folder / PIXELS).exists():
+        return
     config = run.config
-    cohort = make_cohort(config, run.at("cohort"), seed=run.seed, cases=config.cases, alone=True)
-    split(cohort, config.pretrained)
-    plan = plan_of(
-        cohort, run.at("features"), weights=run.weights, patch_px=config.patch_px,
-        threads=run.threads,
-    )  # fmt: skip
-    slides = slides_of(cohort)
-    store = embed_all(plan, slides)
-    held_out = read_pixels(plan, held_out_slides(cohort, slides), shown=shown_patches(config))
-    for teacher in teachers_of(config.chosen):
-        if teacher:
-            make_teacher(run, teacher, store)
-            expect(targets_job.run(targets_config(run, teacher)), f"targets of {teacher}")
-    for letter in config.chosen:
-        began_s = time.monotonic()
+    with _at_work(run, "prepare"):
+        cohort = make_cohort(
+            config, run.at("cohort"), seed=run.seed, cases=config.cases, alone=True
+        )
+        split(cohort, config.pretrained)
+        write_text_encoder(run)
+        plan = plan_of(
+            cohort,
+            run.at("features"),
+            weights=run.weights,
+            patch_px=config.patch_px,
+            threads=run.threads,
+        )
+        slides = slides_of(cohort)
+        embed_all(plan, slides)
+        kept = held_out_slides(cohort, slides)
+        _write_pixels(run, read_pixels(plan, kept, shown=shown_patches(config)))
+
+
+def teach(run: SeedRun, letter: str) -> None:
+    """A teacher and its targets; the first teacher's come with pixels."""
+    with _at_work(run, f"teacher-{letter}"):
+        make_teacher(run, letter)
+        expect(targets_job.run(targets_config(run, letter)), f"targets of {letter}")
+
+
+def score(run: SeedRun, letter: str) -> list[Score]:
+    """An arm, trained, and what the probes find in its features."""
+    path = run.folder / f"arm-{letter}" / RESULTS
+    if path.exists():
+        return read_scores(path)
+    with _at_work(run, f"arm-{letter}"):
         encoder = run.weights if letter == INITIAL else train_arm(run, letter)
-        features = encode(encoder, held_out, threads=run.threads)
-        for probe, value in evaluate(run, cohort, features).items():
-            yield Score(seed=run.seed, arm=letter, probe=probe, auc=value)
-        print(f"ablate: arm {letter} in {time.monotonic() - began_s:.0f} s", flush=True)
+        features = encode(encoder, _read_pixels(run), threads=run.threads)
+        found = [
+            Score(seed=run.seed, arm=letter, probe=probe, auc=value)
+            for probe, value in evaluate(run, run.at("cohort"), features).items()
+        ]
+    path.parent.mkdir(exist_ok=True)
+    write_scores(path, found)
+    return found
 
 
-def make_cohort(
-    config: AblateConfig, out: str, *, seed: int, cases: int, types: int = 0, alone: bool = False
-) -> str:
-    """A generated cohort; returns its folder.
-
-    types: of cancer, 0 for the config's. alone: slides, reports and expression share the factor
-        that is asked for and nothing else, as far as the generator can leave the others out. With
-        three shared factors stage 1 learns one or two of them in so few steps, and which is chance.
-    """
-    made = GenerateConfig(
-        out=out,
-        cases=cases,
-        seed=seed,
-        num_cancer_types=types or config.num_cancer_types,
-        slides_per_case_max=1,
-        slide_px=config.slide_px,
-        patch_px=config.patch_px,
-        signal_strength=config.signal_strength,
-        report_strength=2 * config.signal_strength,
-        rna_strength=3 * config.signal_strength,
-        noise=config.noise,
-        num_grades=1 if alone else 3,
-        mutation_rate=0.0 if alone and config.factor != "mutation" else 0.5,
-        site_effect=0.0,  # a hospital's stain and RNA batch would be a second thing pairs share
-        signal_fraction=config.signal_fraction,
-        missing_report=0.03,
-        missing_rna=0.03,
-        pen_fraction=0.0,
-        fold_fraction=0.0,
-        num_genes=NUM_GENES,
-        workers=1,
-    )
-    expect(generate.run(made), f"cohort {seed}")
-    return out
+def tidy(run: SeedRun) -> None:
+    """Delete what was needed on the way, unless it is to be kept."""
+    if run.config.keep:
+        return
+    for name in ("cohort", "features", "cohort-b"):
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    for path in (*run.folder.glob("arm-*/shards"), *run.folder.glob("targets-*")):
+        shutil.rmtree(path)
+    (run.folder / PIXELS).unlink()
 
 
-def split(cohort: str, pretrained: float) -> None:
-    """A share of the patients is pretrained on; the others are held out."""
-    ratio = (pretrained, 0.0, 1 - pretrained)
-    settings = PresetConfig(cohorts="all", min_cases=0, ratio=ratio)
-    config = SplitConfig(cohort=cohort, preset="mstar", settings=settings, tasks=("none",))
-    expect(split_job.run(config), f"split of {cohort}")
+def write_text_encoder(run: SeedRun) -> None:
+    """A small report encoder whose words are those of the cohort's reports."""
+    folder = run.folder / "text-encoder"
+    if not folder.exists():
+        reports = read_reports(run.at("cohort", "reports.csv"))
+        texts = [report.text for report in reports.values()]
+        write_small_text_encoder(folder, texts, layers=1, seed=run.seed)
 
 
 def held_out_slides(cohort: str, slides: list[SlideRef]) -> list[SlideRef]:
@@ -204,10 +148,11 @@ def shown_patches(config: AblateConfig) -> Shown:
     return shown
 
 
-def make_teacher(run: SeedRun, letter: str, store: FeatureStore) -> None:
+def make_teacher(run: SeedRun, letter: str) -> None:
     """The aggregator of an arm, trained by stage 1 unless the arm wants it untrained."""
     arm, config, cohort = ARMS[letter], run.config, run.at("cohort")
     if not arm.modalities:
+        store = FeatureStore.open(run.at("features"))
         save_untrained(
             run.at(f"teacher-{letter}"),
             replace(aggregator_config(config), input_dim=int(store.record.config["dim"])),
@@ -222,127 +167,10 @@ def make_teacher(run: SeedRun, letter: str, store: FeatureStore) -> None:
     expect(stage1.run(stage1_config(run, letter, arm, cohort)), f"stage 1 of {letter}")
 
 
-def shuffled_cohort(run: SeedRun) -> str:
-    """The cohort with reports and RNA of other patients; a donor is pretrained on as well."""
-    source, target = run.folder / "cohort", run.folder / "cohort-b"
-    ignored = shutil.ignore_patterns("slides", "truth", "sources")
-    shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
-    cases = read_cases(str(source / "cases.csv"))
-    seen = read_registry(str(source)).pretraining
-    ours = [case for case in cases if case.case_id in seen]
-    shuffled = {case.case_id: case for case in shuffled_pairing(ours, seed=run.seed)}
-    write_cases(str(target / "cases.csv"), [shuffled.get(case.case_id, case) for case in cases])
-    return str(target)
-
-
-def aggregator_config(config: AblateConfig) -> AggregatorConfig:
-    """A small aggregator whose padding does not count: bags here are smaller than the window."""
-    return AggregatorConfig(dim=config.dim, heads=4, landmarks=16, mode="masked")
-
-
-def stage1_config(run: SeedRun, letter: str, arm: Arm, cohort: str) -> Stage1Config:
-    """Stage 1 of an arm."""
-    config = run.config
-    text = run.folder / "text-encoder"
-    if not text.exists():
-        reports = read_reports(run.at("cohort", "reports.csv"))
-        texts = [report.text for report in reports.values()]
-        write_small_text_encoder(text, texts, layers=1, seed=run.seed)
-    return replace(
-        stage1_recipes.laptop(),
-        cohort=cohort,
-        features=run.at("features"),
-        out=run.at(f"teacher-{letter}"),
-        modalities=arm.modalities,
-        text=str(text),
-        epochs=config.stage1_epochs,
-        batch_cases=config.stage1_batch_cases,
-        chunk_cases=config.stage1_batch_cases,
-        bag_patches=config.bag_patches,
-        max_tokens=448,  # whole reports: a finding may stand anywhere
-        binning="quantile",  # the planted effect is smaller than a bin of scBERT's
-        num_bins=32,
-        loss=LossConfig(triplet_weight=0.0),  # it tells types apart, and would be the only one to
-        lr=config.stage1_lr,
-        initial_scale=config.stage1_scale,
-        lr_text=config.stage1_lr,  # the report encoder is drawn, not pretrained
-        val_fraction=0.0,
-        validate_every_epochs=0,
-        checkpoint_every_epochs=config.stage1_epochs,
-        aggregator=aggregator_config(config),
-        gene=GeneEncoderConfig(
-            dim=32, heads=2, head_dim=16, random_features=32, depth=1, checkpoint_cases=0
-        ),
-        gradient_checkpointing=False,  # all of it fits, and nothing is computed twice
-        seed=run.seed,
-        tracking=False,
-    )
-
-
-def targets_config(run: SeedRun, letter: str) -> TargetsConfig:
-    """Targets of an arm's aggregator for the cases pretrained on; pixels only with the first."""
-    first = letter == min(filter(None, teachers_of(run.config.chosen)))
-    base = targets_recipes.laptop()
-    return replace(
-        base,
-        cohort=run.at("cohort"),
-        features=run.at("features"),
-        aggregator=run.at(f"teacher-{letter}"),
-        out=run.at(f"targets-{letter}"),
-        run=replace(base.run, tracking=False),
-        shards=first,
-        shard=replace(base.shard, image="encoder", shard_mb=64, memory_mb=256),
-    )
-
-
 def train_arm(run: SeedRun, letter: str) -> str:
     """Stage 2 of an arm; returns the encoder's weights."""
     expect(stage2.run(stage2_config(run, letter)), f"stage 2 of {letter}")
     return run.at(f"arm-{letter}", "encoder.safetensors")
-
-
-def arm_shards(run: SeedRun, letter: str) -> str:
-    """The shards of an arm: the first teacher's, or a copy with other targets."""
-    arm = ARMS[letter]
-    first = min(filter(None, teachers_of(run.config.chosen)))
-    shards, out = run.at(f"targets-{first}"), run.at(f"arm-{letter}", "shards")
-    if Path(out, "index.json").exists():
-        return out
-    if arm.teacher != first:
-        with_targets_of(shards, run.at(f"targets-{arm.teacher}"), out, why=f"teacher {arm.teacher}")
-        return out
-    if arm.shuffled_targets:
-        with_shuffled_targets(shards, out, seed=run.seed)
-        return out
-    return shards
-
-
-def stage2_config(run: SeedRun, letter: str) -> Stage2Config:
-    """Stage 2 of an arm: only the shards, and in arm d the weight of loss A, differ."""
-    config = run.config
-    base = stage2_recipes.laptop()
-    loss = SelfTaughtLossConfig(balance=config.balance)
-    if not ARMS[letter].loss_a:
-        loss = SelfTaughtLossConfig(mixing="lambda_a", balance=0.0)
-    return replace(
-        base,
-        shards=arm_shards(run, letter),
-        weights=run.weights,
-        out=run.at(f"arm-{letter}"),
-        epochs=10_000,
-        max_steps=config.stage2_steps,
-        batch_patches=config.stage2_batch,
-        micro_batch=config.stage2_batch,
-        lr=config.stage2_lr,
-        lr_projection=config.stage2_lr_projection,
-        loss=loss,
-        checkpoint_every_steps=0,
-        watch_every_steps=0,
-        log_every_steps=20,
-        model_name="",
-        seed=run.seed,
-        tracking=False,
-    )
 
 
 def evaluate(run: SeedRun, cohort: str, features: Features) -> dict[str, float]:
@@ -376,12 +204,6 @@ def evaluate(run: SeedRun, cohort: str, features: Features) -> dict[str, float]:
     }
 
 
-def expect(code: int, what: str) -> None:
-    """Stop where a job did not complete."""
-    if code != ExitCode.COMPLETE:
-        raise MstarError(f"ablate: {what} ended with exit code {code}; the log says why")
-
-
 def write_scores(path: Path, scores: list[Score]) -> None:
     """Scores as a CSV, whole."""
     sink = io.StringIO()
@@ -400,7 +222,23 @@ def read_scores(path: Path) -> list[Score]:
         ]
 
 
+def _write_pixels(run: SeedRun, pixels: Pixels) -> None:
+    made = run.folder / f"{PIXELS}.part"
+    with made.open("wb") as file:
+        np.savez(file, **pixels)
+    made.rename(run.folder / PIXELS)
+
+
+def _read_pixels(run: SeedRun) -> Pixels:
+    with np.load(run.folder / PIXELS, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
 @contextmanager
-def _said_to(path: Path) -> Iterator[None]:
+def _at_work(run: SeedRun, what: str) -> Iterator[None]:
+    """What the jobs say goes to seed-N/log-<what>.txt: others of the seed run beside it."""
+    torch.set_num_threads(run.threads)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    path = run.folder / f"log-{what}.txt"
     with path.open("a") as file, redirect_stdout(file), redirect_stderr(file):
         yield

@@ -145,13 +145,18 @@ JOBS = {
     ),
     "retrieve": Job(
         summary="a text, or a case → the cases most like it, with their most similar patches",
-        run="mstar.downstream.language.retrieve_job:run",
-        config="mstar.downstream.language.retrieve_job:RetrieveConfig",
+        run="mstar.evidence.retrieve_job:run",
+        config="mstar.evidence.retrieve_job:RetrieveConfig",
     ),
     "heatmap": Job(
-        summary="a text + slides → which patches are like it; PNG and GeoJSON",
-        run="mstar.downstream.language.heatmap_job:run",
-        config="mstar.downstream.language.heatmap_job:HeatmapConfig",
+        summary="a finished study, or a text + slides → which patches: GeoJSON, PNG, TIFF",
+        run="mstar.evidence.heatmap_job:run",
+        config="mstar.evidence.config:HeatmapConfig",
+    ),
+    "view": Job(
+        summary="a slide + patch scores → in the browser; served, or as a folder",
+        run="mstar.evidence.viewer.job:run",
+        config="mstar.evidence.viewer.config:ViewConfig",
     ),
     "encode": Job(
         summary="features, reports, RNA + stage 1 → one vector each: Parquet, AnnData, TRIDENT",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from torch import nn
 
 from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags
@@ -30,9 +31,10 @@ from mstar.downstream.model_files import (
 )
 from mstar.downstream.objectives import scores_of
 from mstar.downstream.predictions import PredictionFacts, Predictions
-from mstar.downstream.stream import BagSource, evaluation_batches
+from mstar.downstream.stream import BagSource, Batch, evaluation_batches, one_bag_each
 from mstar.downstream.trainer import FitResult
 from mstar.errors import ConfigError, FeatureError, TrainingError, WeightsError
+from mstar.models.heads import HeadOutput
 from mstar.storage import objects
 from mstar.storage.ids import quoted
 
@@ -50,7 +52,10 @@ class Scored:
 def predict(
     fit: FitResult, source: BagSource, places: Int64[np.ndarray, " sample"]
 ) -> Float[np.ndarray, "sample score"]:
-    """A trained head's scores of the bags at some positions: probabilities, or one risk."""
+    """A trained head's scores of the bags at some positions: probabilities, or one risk.
+
+    On a CPU a bag at a time, so that `mstar predict` gives the same bag the same bits.
+    """
     if source.dim != fit.input_dim:
         raise FeatureError(
             f"head {fit.config.head}: expected features of {fit.input_dim} numbers, got "
@@ -63,13 +68,19 @@ def predict(
             "signature table."
         )
     head, pooled = make_head(fit, source.device), is_pooled(fit)
-    plan = evaluation_batches(source.sizes(places, pooled=pooled))
+    alone = source.device.type == "cpu"
+    sizes = source.sizes(places, pooled=pooled)
+    plan = one_bag_each(len(places)) if alone else evaluation_batches(sizes)
+    batches = source.batches(places, plan, pooled=pooled)
+    return np.concatenate([scores_of(says(head, fit, one).logits, fit.scores) for one in batches])
+
+
+@torch.no_grad()
+def says(head: nn.Module, fit: FitResult, batch: Batch) -> HeadOutput:
+    """What a trained head (`make_head`) makes of a batch, in the precision of its training."""
     on = fit.config.precision == "bfloat16"
-    outputs = []
-    with torch.no_grad(), torch.autocast(source.device.type, torch.bfloat16, enabled=on):
-        for batch in source.batches(places, plan, pooled=pooled):
-            outputs.append(scores_of(batch.through(head).logits, fit.scores))
-    return np.concatenate(outputs)
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=on):
+        return batch.through(head)
 
 
 class SealedTest:

@@ -5,6 +5,7 @@ import math
 from mstar import __version__
 from mstar.config import to_dict, to_json
 from mstar.downstream.families import FamilyJob, FamilyOutcome, run_family
+from mstar.downstream.family_sources import stages_digest
 from mstar.downstream.piece_records import mean_scores
 from mstar.downstream.pieces import Concluded
 from mstar.downstream.predictions import PredictionFacts, write_predictions
@@ -45,6 +46,10 @@ def _write_record(
         "family": job.data.task.kind,
         "config": dict(facts.config),
         "sources": to_dict(job.sources),
+        "stages": stages_digest(job.data.task.kind, job.study.head, job.sources),
+        "made_by": [store.record.config for store in job.stores()],
+        "unit": job.data.task.unit,
+        "class_names": list(job.data.class_names),
         "seeds": list(job.seeds),
         "digests": dict(facts.digests),
         "parts": {part: uri.removeprefix(prefix) for part, uri in files.items()},

@@ -24,9 +24,17 @@ def fingerprint_sources(kind: str, method: str, sources: FamilySources) -> str:
         found += list(_named(sources.stage1, _OF_STAGE1))
         found += list(_below(objects.join(sources.stage1, TOKENIZER)))
         found += list(_named(sources.stage2, (PROJECTION,))) if sources.stage2 else []
-    if "cohort" in needs:
+    if "cohort" in needs and sources.cohort:
         found += list(_named(sources.cohort, _OF_COHORT))
     return fingerprint(found)
+
+
+def stages_digest(kind: str, method: str, sources: FamilySources) -> str:
+    """Of what stages 1 and 2 gave a method, whatever its prompts; empty where it takes neither."""
+    if "stage1" not in needs_of(kind, method):
+        return ""
+    only = FamilySources(stage1=sources.stage1, stage2=sources.stage2)
+    return fingerprint([kind, fingerprint_sources(kind, method, only)])
 
 
 def _named(folder: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from mstar.data.bag_rows import sample_rows
 from mstar.data.task_genes import TaskGenes
 from mstar.downstream.bags import PackedBags
 from mstar.downstream.config import POOLED_HEADS, TrialConfig
+from mstar.features.files import cast_features
 from mstar.models.heads import GeneHead, GeneLayout, GroupedGenes, HeadOutput
 from mstar.training.seeds import seed_of
 
@@ -99,6 +100,38 @@ def evaluation_batches(sizes: Int64[np.ndarray, " bag"]) -> list[Int64[np.ndarra
         batches[-1].append(place)
         filled += size
     return [np.asarray(batch, np.int64) for batch in batches]
+
+
+def one_bag_each(num_bags: int) -> list[Int64[np.ndarray, " _"]]:
+    """A step for every bag.
+
+    What a head says of a bag is then the same to the bit whichever bags stand beside it: a matrix
+    product rounds otherwise when it has other rows.
+    """
+    return [np.asarray([place], np.int64) for place in range(num_bags)]
+
+
+def bag_batch(
+    features: Float[np.ndarray, "row dim"],
+    *,
+    pooled: bool,
+    genes: GroupedGenes | None = None,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """A bag that is in no packed file, to the bit as a `BagSource` gives it.
+
+    Raises:
+        FeatureError: a number is not finite, or too large for float16.
+    """
+    stored = torch.from_numpy(np.ascontiguousarray(cast_features(features)))
+    rows = stored.float().mean(0)[None] if pooled else stored.float()
+    return Batch(
+        step=0,
+        rows=torch.zeros(1, dtype=torch.int64),
+        x=rows.to(device),
+        offsets=torch.tensor([0, len(rows)]),
+        genes=genes,
+    )
 
 
 class BagSource:

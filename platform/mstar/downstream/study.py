@@ -3,6 +3,7 @@
     <out>/<task>/<encoder>/<head>/
         fits/<fold>-s<seed>-<config>.safetensors   every finished fit; not trained again
         models/<fold>-s<seed>.safetensors, .json   the winner's
+        genes.json                                 of fusion: which genes the models read
         predictions-val.parquet, predictions-test.parquet
         sealed/<fold>-s<seed>.json                 which model opened the test part
         study.json                                 written last: the study is done
@@ -22,6 +23,7 @@ from mstar.downstream.bags import PackedBags
 from mstar.downstream.config import HONEST, Protocol, Study, TrialConfig
 from mstar.downstream.evaluate import Scored, SealedTest, join_scored, predict, run_name
 from mstar.downstream.fold_views import part_of
+from mstar.downstream.gene_record import write_gene_record
 from mstar.downstream.model_files import SUFFIX, load_fit, save_fit
 from mstar.downstream.population import train_population
 from mstar.downstream.predictions import write_predictions
@@ -151,6 +153,8 @@ def conclude_study(
     source = source or BagSource(bags, device, data.genes)
     runs = list(product(range(len(data.folds)), seeds))
     facts = study_facts(data, bags, protocol, fits[chosen], runs, source, trials or len(configs))
+    if data.genes is not None:
+        write_gene_record(folder, data.genes)
     models = []
     for fit, (fold, seed) in zip(fits[chosen], runs, strict=True):
         name = run_name(data.folds[fold].name, seed)

@@ -2,9 +2,10 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mstar.data.cases import Case, read_cases
 from mstar.embed import job as embed_job
 from mstar.embed.assembly import EmbedPlan
 from mstar.embed.config import EmbedConfig
@@ -30,22 +31,31 @@ class Wanted:
     """What is to be predicted.
 
     store_of: slide → the store of its features, of the slides that have them.
-    case_of: slide → its case in the manifest, where it has one.
+    case_of: slide → its case in the manifest or in the table of cases, where it has one.
     failed: slide → why it has no features.
+    rna_of: case → its row of gene expression, where the table of cases names it.
     """
 
     store_of: Mapping[str, FeatureStore]
     case_of: Mapping[str, str]
     failed: Mapping[str, str]
+    rna_of: Mapping[str, str] = field(default_factory=dict)
 
 
 def wanted(config: PredictConfig, expected: Mapping[str, Any]) -> Wanted:
     """The slides asked for, embedded where no store has them.
 
     Raises:
+        TableError: the table of cases is not one.
         FeatureError: a store holds other features than the model was trained on.
         WeightsError: the encoder's weights are others.
     """
+    cases = read_cases(config.cases) if config.cases else None
+    found = _slides(config, expected)
+    return found if cases is None else _of_cases(found, cases)
+
+
+def _slides(config: PredictConfig, expected: Mapping[str, Any]) -> Wanted:
     stores = [FeatureStore.open(root) for root in config.features]
     for store in stores:
         check_same(store.record.config, expected, of=store.root)
@@ -71,6 +81,21 @@ def wanted(config: PredictConfig, expected: Mapping[str, Any]) -> Wanted:
         store_of={slide: store for slide, store in store_of.items() if slide in asked},
         case_of={slide.slide_id: slide.case_id for slide in slides if slide.case_id},
         failed=failed,
+    )
+
+
+def _of_cases(found: Wanted, cases: Sequence[Case]) -> Wanted:
+    """The slides of some cases; those that nobody has features of are named."""
+    case_of = {slide: case.case_id for case in cases for slide in case.slides}
+    absent = "no features: it is neither in --features nor among --slides"
+    lost = {slide: absent for slide in case_of if slide not in found.store_of}
+    failed = {slide: why for slide, why in found.failed.items() if slide in case_of}
+    return replace(
+        found,
+        store_of={slide: found.store_of[slide] for slide in case_of if slide in found.store_of},
+        case_of=case_of,
+        failed=lost | failed,
+        rna_of={case.case_id: case.rna for case in cases if case.rna},
     )
 
 

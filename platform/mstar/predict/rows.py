@@ -1,33 +1,16 @@
-"""One row a case: what the models say, calibrated, with everything that it rests on."""
+"""The columns of a case: what the models say, calibrated."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mstar import __version__
-from mstar.api import Bag, Head, Prediction
-from mstar.downstream.config import CLASSIFICATION
-from mstar.downstream.model_files import model_digest
-from mstar.downstream.predictions import read_predictions
+from mstar.api import Head, Prediction
 from mstar.features.store import FeatureStore
-from mstar.predict.temperature import calibrated, fit_temperature
-from mstar.storage import objects
+from mstar.predict.temperature import calibrated
 
 WARNING = "research software: not for decisions about a patient"
 SURVIVAL_MONTHS = (12, 24, 36, 60)
-VALIDATION = "predictions-val.parquet"
-
-
-def temperature_of(model: str, head: Head) -> float | None:
-    """The temperature of a classifying study; None where its validation predictions are absent."""
-    uri = objects.join(model, VALIDATION)
-    if head.training != CLASSIFICATION or model.endswith(".safetensors"):
-        return None
-    if not objects.exists(uri):
-        return None
-    told = read_predictions(uri)
-    return fit_temperature(told.scores, told.label.astype(np.int64))
 
 
 def cases_of(
@@ -40,38 +23,22 @@ def cases_of(
     return rows
 
 
-def row_of(
-    name: str, bag: Bag, said: Prediction, head: Head, temperature: float | None
+def score_columns(said: Prediction, head: Head, temperature: float | None) -> dict[str, Any]:
+    """What trained heads say of a case."""
+    if head.classes:
+        return class_columns(head.classes, said.scores, temperature)
+    return _risk(said, head)
+
+
+def class_columns(
+    classes: tuple[str, ...], scores: Any, temperature: float | None = None
 ) -> dict[str, Any]:
-    """The columns of a case."""
-    row: dict[str, Any] = {
-        "case_id": name,
-        "slides": ";".join(bag.slides),
-        "num_patches": len(bag),
-        **(_classes(said, head, temperature) if head.classes else _risk(said, head)),
-    }
-    return {**row, **stamp(head), "warning": WARNING}
-
-
-def stamp(head: Head) -> dict[str, str]:
-    """What made a row."""
-    study = head.models[0].facts["study"]
-    digests = sorted(model_digest(model.fit)[:12] for model in head.models)
-    return {
-        "task": study["task_id"],
-        "encoder": study["encoder"],
-        "head": study["head"],
-        "models": ";".join(digests),
-        "mstar_version": __version__,
-    }
-
-
-def _classes(said: Prediction, head: Head, temperature: float | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"predicted": head.classes[int(said.scores.argmax())]}
-    found |= {f"score_{name}": float(x) for name, x in _pairs(head, said.scores)}
+    """The class, a score of each, and the same at the temperature where there is one."""
+    found: dict[str, Any] = {"predicted": classes[int(scores.argmax())]}
+    found |= {f"score_{name}": float(x) for name, x in _pairs(classes, scores)}
     if temperature is not None:
-        probabilities = calibrated(said.scores[None], temperature)[0]
-        found |= {f"calibrated_{name}": float(x) for name, x in _pairs(head, probabilities)}
+        probabilities = calibrated(scores[None], temperature)[0]
+        found |= {f"calibrated_{name}": float(x) for name, x in _pairs(classes, probabilities)}
     return found
 
 
@@ -92,5 +59,5 @@ def _risk(said: Prediction, head: Head) -> dict[str, Any]:
     return found
 
 
-def _pairs(head: Head, values: Any) -> Iterator[tuple[str, float]]:
-    return zip(head.classes, values, strict=True)
+def _pairs(classes: tuple[str, ...], values: Any) -> Iterator[tuple[str, float]]:
+    return zip(classes, values, strict=True)

@@ -6,7 +6,7 @@ who encodes it.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mstar.api import Head
@@ -26,15 +26,24 @@ def recorded(head: Head) -> Mapping[str, Any]:
     Raises:
         WeightsError: the run does not say, or its stores differ.
     """
-    uri, found = head.models[0].uri, head.models[0].facts.get("made_by")
-    if not found:
+    return recorded_in(head.models[0].facts.get("made_by") or (), of=head.models[0].uri)
+
+
+def recorded_in(made_by: Sequence[Mapping[str, Any]], *, of: str) -> Mapping[str, Any]:
+    """The one configuration of a model's features.
+
+    Raises:
+        WeightsError: there is none.
+        FeatureError: its stores differ.
+    """
+    if not made_by:
         raise WeightsError(
-            f"{uri}: expected a record of the encoder and grid of its features, got none. It was "
+            f"{of}: expected a record of the encoder and grid of its features, got none. It was "
             "trained by an older mstar, or on features made elsewhere: train it again."
         )
-    first: Mapping[str, Any] = found[0]
-    for other in found[1:]:
-        check_same(other, first, of=f"{uri}: a second store of its features")
+    first = made_by[0]
+    for other in made_by[1:]:
+        check_same(other, first, of=f"{of}: a second store of its features")
     return first
 
 

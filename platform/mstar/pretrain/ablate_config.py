@@ -79,7 +79,7 @@ class AblateConfig:
     folds: int = 5
     """Folds of the probes' cross-validation, over held-out cases alone."""
     workers: int = 0
-    """Seeds that are worked on at once, each on one core; 0 for one a core."""
+    """Units of work (a teacher, an arm …) done at once, each on one core; 0: one a core."""
     keep: bool = False
     """Keep the slides, features and shards of every seed (about 1 GB each)."""
     dry_run: bool = False

@@ -13,7 +13,7 @@ import math
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TISSUE_RGB = (0, 160, 80)
 TILE_RGB = (60, 100, 200)
+TileType = Literal["tile", "detection"]
 ID_NAMESPACE = uuid.UUID("6f2cf4f0-6d53-5d6b-9a3e-2f1a0e6b7c11")  # ids follow from the content
 
 
@@ -55,20 +56,29 @@ def to_feature_collection(
     offset_l0: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     """The GeoJSON of regions (annotations) and of a grid's patches (tiles)."""
-    features = []
+    features: list[dict[str, Any]] = []
     for number, region in enumerate(regions, start=1):
         rings = [region.outer, *region.holes]
         features.append(
             _feature(rings, "annotation", f"{name} {number}", ("Tissue", TISSUE_RGB), offset_l0)
         )
     if grid is not None:
-        square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * grid.patch_size_l0
-        for index, corner in enumerate(grid.coords):
-            ring = corner + square
-            features.append(
-                _feature([ring], "tile", f"patch {index}", ("Patch", TILE_RGB), offset_l0)
-            )
+        features += patch_features(grid.coords, grid.patch_size_l0, offset_l0=offset_l0)
     return {"type": "FeatureCollection", "features": features}
+
+
+def patch_features(
+    coords_l0: Int64[np.ndarray, "patch 2"],
+    size_l0: int,
+    *,
+    object_type: TileType = "tile",
+    offset_l0: tuple[int, int] = (0, 0),
+) -> Iterator[dict[str, Any]]:
+    """A square feature for each patch, in their order, of class Patch."""
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * size_l0
+    for index, corner in enumerate(coords_l0):
+        ring = corner + square
+        yield _feature([ring], object_type, f"patch {index}", ("Patch", TILE_RGB), offset_l0)
 
 
 def _feature(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mstar.data.tables import Column, read_table
 from mstar.downstream.journal import Journal
+from mstar.downstream.language.few_shot import support
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.results import job as results
 from mstar.downstream.results.config import ResultsConfig
@@ -19,7 +23,12 @@ from mstar.downstream.schedule import Schedule, remember
 from mstar.downstream.statistics.measured import RETRIEVAL_COLUMNS
 from mstar.downstream.statistics.metrics import value_of
 from mstar.downstream.studies import plan_sweep
-from support.language_world import World, write_world
+from mstar.embed.config import RunConfig
+from mstar.errors import ConfigError, TableError, WeightsError
+from mstar.predict import job as predict_job
+from mstar.predict.config import PredictConfig
+from mstar.predict.rows import WARNING
+from support.language_world import World, case_id, write_stage2, write_world
 from support.planted_sweep import sweep_config
 from support.serve_sweep import files, serve
 
@@ -82,6 +91,39 @@ def test_few_slides_are_enough_for_what_was_planted(world: World, done: Schedule
         assert score(world, "few", method, "macro_auc") > 0.9, method
 
 
+def test_few_shot_draws_for_every_fold_and_scores_every_patient_once_a_draw(
+    world: World, tmp_path: Path
+) -> None:
+    """Two folds: what one learns from, the other tests."""
+    own = tmp_path / "own.csv"
+    own.write_text(
+        "task_id,kind,metric,classes,split_policy\nhalves,few_shot,macro_auc,no|yes,own\n"
+    )
+    lines = ["case_id,slide,label,fold1,fold2"]
+    for at in range(world.cases):
+        slides = ";".join(f"{case_id(at)}-{number}" for number in range(1 + at % 2))
+        parts = ("train,test", "test,train")[at // 2 % 2]
+        lines.append(f"{case_id(at)},{slides},{('no', 'yes')[at % 2]},{parts}")
+    (tmp_path / "halves.csv").write_text("\n".join(lines) + "\n")
+    config = sweep_config(
+        world.sweep, labels=str(tmp_path), own=(str(own),), tasks=("halves",), cohort="",
+        methods=("few_linear",), option=("few_linear.repeats=3", "few_linear.ks=1,4"),
+        out=str(tmp_path / "R"),
+    )  # fmt: skip
+    (plan,) = plan_sweep(config).tasks.values()
+    drawn = [support(plan, 4, draw, fold=fold) for fold in (0, 1) for draw in range(3)]
+    assert len({tuple(one.tolist()) for one in drawn}) == 6
+    assert all(set(one) <= set(plan.folds[at // 3].train) for at, one in enumerate(drawn))
+    assert serve(config).finished
+    found = read_predictions(f"{tmp_path}/R/halves/enc/few_linear/predictions-test.parquet")
+    tested = Counter(zip(found.case_id, found.seed.tolist(), strict=True))
+    assert len(tested) == world.cases * 3
+    assert set(tested.values()) == {1}
+    curve = found.facts.extra["curve"]
+    assert {(row["k"], row["draws"]) for row in curve} == {(1, 3), (4, 3)}
+    assert [row["value"] > 0.9 for row in curve if row["k"] == 4] == [True, True]
+
+
 def test_the_page_has_a_row_of_each_and_says_that_none_is_real(
     world: World, done: Schedule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,3 +180,69 @@ def test_columns_of_a_retrieval_are_shares_and_places(world: World, done: Schedu
         shares = found.scores[:, :-2]
         assert ((shares >= 0) & (shares <= 1)).all()
         assert (found.scores[:, -2:] >= 1).all()
+
+
+def predict_slides(world: World, task: str, method: str, out: Path, **fields: Any) -> list[Any]:
+    """`mstar predict` on every slide of the store, one row each."""
+    given: dict[str, Any] = {
+        "model": f"{world.root}/R/{task}/enc/{method}", "features": (f"{world.root}/F",),
+        "out": str(out), "unit": "slide", "run": RunConfig(tracking=False),
+    }  # fmt: skip
+    assert predict_job.run(PredictConfig(**given | fields)) == 0
+    return pq.read_table(out / "predictions.parquet").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        *(("zero", "mi_zero"), ("zero", "slide_text")),
+        *(("few", "few_prototype"), ("few", "few_linear"), ("few", "few_abmil")),
+    ],
+)
+def test_a_new_slide_is_scored_as_in_the_study(
+    task: str, method: str, world: World, done: Schedule, tmp_path: Path
+) -> None:
+    """Zero-shot to the bit; few-shot, the mean of the draws."""
+    rows = {row["slides"]: row for row in predict_slides(world, task, method, tmp_path)}
+    told = read_predictions(f"{world.root}/R/{task}/enc/{method}/predictions-test.parquet")
+    alone = [at for at, slides in enumerate(told.slides) if len(slides) == 1]
+    assert alone
+    for at in alone:
+        row = rows[told.slides[at][0]]
+        said = [row["score_no"], row["score_yes"]]
+        of_case = [n for n in alone if told.case_id[n] == told.case_id[at]]
+        if task == "zero":
+            assert said == told.scores[at].tolist()
+        else:
+            np.testing.assert_allclose(said, told.scores[of_case].mean(axis=0), rtol=1e-5)
+        assert row["predicted"] == ("no", "yes")[int(np.argmax(said))]
+        assert (row["head"], row["warning"]) == (method, WARNING)
+
+
+def test_zero_shot_takes_new_prompts_of_new_classes_and_no_changed_ones(
+    world: World, done: Schedule, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine.json"
+    classes = {"gland": ["solid gland"], "stroma": ["pale stroma"], "other": ["lymph vessel"]}
+    own.write_text(json.dumps({"classes": classes, "templates": ["CLASSNAME."]}))
+    rows = predict_slides(world, "zero", "mi_zero", tmp_path / "P", prompts=str(own))
+    assert {f"score_{name}" for name in classes} < rows[0].keys()
+    before = predict_slides(world, "zero", "mi_zero", tmp_path / "Q")
+    assert rows[0]["prompts"] != before[0]["prompts"]
+    copy = tmp_path / "S1"
+    shutil.copytree(f"{world.root}/S1", copy)
+    moved = predict_slides(world, "zero", "mi_zero", tmp_path / "M", stage1=str(copy))
+    assert [row["score_no"] for row in moved] == [row["score_no"] for row in before]
+    write_stage2(copy)
+    (copy / "projection.safetensors").write_bytes(b"another")
+    with pytest.raises(WeightsError, match="expected the encoders of stages 1 and 2"):
+        predict_slides(world, "zero", "mi_zero", tmp_path / "N", stage2=str(copy))
+    with pytest.raises(ConfigError, match="has no answer for one case"):
+        predict_slides(world, "pairs", "mi_zero", tmp_path / "O")
+    study = tmp_path / "study"
+    shutil.copytree(f"{world.root}/R/zero/enc/mi_zero", study)
+    record = json.loads((study / "study.json").read_text())
+    record["digests"]["prompts"] = "0" * 64
+    (study / "study.json").write_text(json.dumps(record))
+    with pytest.raises(TableError, match="expected the prompts of the study"):
+        predict_slides(world, "zero", "mi_zero", tmp_path / "T", model=str(study))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.language_proof import claims_of, namings, prove, shuffled, split, write_tasks
+from benchmarks.language_proof import SMALL, claims_of, namings, prove, shuffled, split, write_tasks
 from mstar.data.cases import read_cases
 from mstar.data.splits.registry import read_registry
 from mstar.data.task_registry import read_task_registry
@@ -67,7 +67,9 @@ def test_namings_are_all_ways_to_give_classes_each_others_scores() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
 def test_it_holds_the_whole_way_from_pixels(tmp_path: Path) -> None:
-    """About 40 minutes on two cores."""
-    claims = claims_of(prove(tmp_path))
+    """The benchmark's claims on a smaller cohort than its own, of another seed."""
+    claims = claims_of(prove(tmp_path, SMALL, seed=3))
     assert not [claim.text for claim in claims if not claim.holds]

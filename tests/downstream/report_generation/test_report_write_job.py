@@ -14,7 +14,11 @@ from mstar.downstream.family_files import conclude_family
 from mstar.downstream.report_generation import job
 from mstar.downstream.report_generation.job import ReportWriteConfig, run
 from mstar.downstream.report_generation.options import HistGenOptions
+from mstar.embed.config import RunConfig
 from mstar.errors import ConfigError, WeightsError
+from mstar.predict import job as predict_job
+from mstar.predict.config import PredictConfig
+from mstar.predict.rows import WARNING
 from support.report_cohort import SMALL, ReportCohort, report_cohort
 
 OPTIONS = HistGenOptions(
@@ -104,3 +108,22 @@ def test_what_is_no_report_generator_is_refused(
     with pytest.raises(ConfigError, match="--cases-at-once 0: expected 1 or more"):
         replace(config, cases_at_once=0)
     assert job.__all__ == ["ReportWriteConfig", "run"]
+
+
+def test_predict_gives_the_reports_that_the_study_wrote(
+    cohort: ReportCohort, study: str, tmp_path: Path
+) -> None:
+    config = PredictConfig(
+        model=study, features=(cohort.store,), out=str(tmp_path), unit="slide", device="cpu",
+        run=RunConfig(tracking=False, cache_dir=str(tmp_path / "cache")),
+    )  # fmt: skip
+    assert predict_job.run(config) == 0
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 10
+    with Path(study, "reports-test.csv").open() as file:
+        for told in csv.DictReader(file):
+            row = rows[f"{told['case_id']}-1"]
+            assert row["report"] == told["generated"]
+            assert row["warning"] == WARNING
+    assert read_reports(str(tmp_path / "reports" / "reports.csv")).keys() == rows.keys()

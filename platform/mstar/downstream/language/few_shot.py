@@ -6,28 +6,33 @@
     few_abmil       ABMIL, the one training loop; its last epoch, as there is nothing to choose by
 
 Slides to learn from are drawn from the training part, the same for every method and encoder: draw r
-of k slides depends on the task, k and r alone. The test part is scored by every one of them. The
-study's row is of one k, stated beforehand (the largest that every class has), each draw a seed.
+of k slides depends on the task, fold, k and r alone. The test part is scored by every one of them.
+The study's row is of one k, stated beforehand (the largest that every class has in every fold),
+each draw a seed. A task with several folds is drawn for and scored in each.
 
+    models/                  what was learnt from each draw of that k, for `mstar predict`
     curve.csv, curve.png     every k: mean over draws, its interval over patients, and the draws'
                              own spread
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from mstar.data.tables import write_table
-from mstar.data.task_data import TaskData
+from mstar.data.task_data import TaskData, TaskFold
 from mstar.data.tasks import Task
+from mstar.downstream.bags import PackedBags
 from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.figures import figure_png
 from mstar.downstream.fold_views import part_of
 from mstar.downstream.language.few_shot_curve import curve_figure
-from mstar.downstream.language.few_shot_methods import METHODS
+from mstar.downstream.language.few_shot_methods import METHODS, Scores, Told
+from mstar.downstream.language.few_shot_models import save_models
 from mstar.downstream.language.options import FewPrototypeOptions, FewShotOptions
 from mstar.downstream.language.prompts import find_prompts
 from mstar.downstream.statistics.bootstrap import fold_estimate, seed_values
@@ -36,7 +41,6 @@ from mstar.errors import SplitError
 from mstar.storage import objects
 from mstar.training.seeds import seed_of
 
-Draws = Mapping[tuple[int, int], Int64[np.ndarray, " support"]]
 CURVE_METRICS = ("macro_auc", "balanced_accuracy")
 CURVE_RESAMPLES = 300
 CURVE, FIGURE = "curve.csv", "figures/curve.png"
@@ -60,8 +64,9 @@ def run(job: FamilyJob) -> FamilyOutcome:
             f"{ks[-1]} at most. Lower few-shot k."
         )
     bags = job.bags()
-    draws = {(k, r): support(job.data, k, r) for k in ks for r in range(options.repeats)}
-    scores = METHODS[job.study.head](job, bags, draws)
+    told = [_fold_told(job, bags, fold, ks, row_k) for fold in range(len(job.data.folds))]
+    save_models(job, row_k, [own.models for own in told], bags.made_by)
+    scores = [own.scores for own in told]
     curve = curve_of(job, scores)
     write_table(objects.join(job.folder, CURVE), pa.Table.from_pylist(curve))
     facts = job.facts(
@@ -69,35 +74,54 @@ def run(job: FamilyJob) -> FamilyOutcome:
         bags.digest,
         extra={"k": row_k, "repeats": options.repeats, "curve": curve},
     )
-    rows = {(0, r + 1): scores[row_k, r] for r in range(options.repeats)}
+    rows = {
+        (fold, r + 1): own[row_k, r]
+        for fold, own in enumerate(scores)
+        for r in range(options.repeats)
+    }
     table = job.predictions(job.part, rows, facts)
     figures = _figures(job, curve) if job.figures else ()
     named = {f"k{row['k']}_{row['metric']}": row["value"] for row in curve}
     return FamilyOutcome(predictions={job.part: table}, figures=figures, scores=named)
 
 
+def _fold_told(job: FamilyJob, bags: PackedBags, fold: int, ks: Sequence[int], keep: int) -> Told:
+    """What a method says of the test part of a fold after every draw."""
+    alone = replace(job, data=replace(job.data, folds=(job.data.folds[fold],)))
+    draws = {
+        (k, r): support(job.data, k, r, fold=fold) for k in ks for r in range(job.options.repeats)
+    }
+    return METHODS[job.study.head](alone, bags, draws, keep)
+
+
 def usable_ks(data: TaskData, options: FewShotOptions) -> tuple[int, ...]:
-    """The k that every class of the training part has slides for.
+    """The k that every class has training slides for, in every fold.
 
     Raises:
         SplitError: a class has none.
     """
-    labels = [data.samples[at].label for at in data.folds[0].train.tolist()]
-    counts = [labels.count(code) for code in range(len(data.class_names))]
-    found = tuple(k for k in options.all_ks if k <= min(counts))
+    counts = np.array([_class_counts(data, fold.train) for fold in data.folds]).min(axis=0)
+    found = tuple(k for k in options.all_ks if k <= counts.min())
     if not found:
         name = data.class_names[int(np.argmin(counts))]
         raise SplitError(
             f"{data.label_source}: expected {options.all_ks[0]} training slides or more of every "
-            f"class, got {min(counts)} of {name}. Give the part more, or lower few-shot ks."
+            f"class, got {counts.min()} of {name}. Give the part more, or lower few-shot ks."
         )
     return found
 
 
-def support(data: TaskData, k: int, draw: int) -> Int64[np.ndarray, " support"]:
-    """`k` training slides of each class, of different patients while enough are there."""
-    rng = np.random.default_rng(seed_of("few-shot", data.task.task_id, k, draw))
-    train = data.folds[0].train
+def _class_counts(data: TaskData, places: Int64[np.ndarray, " sample"]) -> list[int]:
+    labels = [data.samples[at].label for at in places.tolist()]
+    return [labels.count(code) for code in range(len(data.class_names))]
+
+
+def support(data: TaskData, k: int, draw: int, *, fold: int = 0) -> Int64[np.ndarray, " support"]:
+    """`k` training slides of each class of a fold, of different patients while there are enough."""
+    # a task of one fold draws as it did before there were several
+    of_fold = (data.folds[fold].name,) if len(data.folds) > 1 else ()
+    rng = np.random.default_rng(seed_of("few-shot", data.task.task_id, k, draw, *of_fold))
+    train = data.folds[fold].train
     chosen: list[int] = []
     for code in range(len(data.class_names)):
         own = [at for at in train.tolist() if data.samples[at].label == code]
@@ -118,21 +142,20 @@ def _different_patients(data: TaskData, order: list[int]) -> list[int]:
     return [at for _, at in sorted(zip(turns, order, strict=True), key=lambda pair: pair[0])]
 
 
-def curve_of(
-    job: FamilyJob, scores: Mapping[tuple[int, int], Float32[np.ndarray, "sample label"]]
-) -> list[dict[str, Any]]:
-    """Of every k and metric: the mean over draws, its interval over patients, the draws' spread."""
-    part = part_of(job.data, job.part, job.data.folds[0].test)
+def curve_of(job: FamilyJob, scores: Sequence[Scores]) -> list[dict[str, Any]]:
+    """Of every k and metric: the mean over draws and folds, its interval over patients, the spread.
+
+    Args:
+        job: the study.
+        scores: for each fold, (k, draw) → scores of its test part.
+    """
     rows: list[dict[str, Any]] = []
-    for k in sorted({k for k, _ in scores}):
+    for k in sorted({k for k, _ in scores[0]}):
         parts = [
-            Evaluated(
-                patients=part.patients, scores=own.astype(np.float64), labels=part.labels,
-                fold="0", seed=draw,
-            )
-            for (of_k, draw), own in scores.items()
-            if of_k == k
-        ]  # fmt: skip
+            part
+            for fold, own in zip(job.data.folds, scores, strict=True)
+            for part in _evaluated(job, fold, own, k)
+        ]
         for metric in CURVE_METRICS:
             one = fold_estimate(metric, parts, resamples=CURVE_RESAMPLES)
             low, high = np.nanpercentile(seed_values(metric, parts), [2.5, 97.5])
@@ -145,10 +168,23 @@ def curve_of(
                     "high": one.high,
                     "draws_low": float(low),
                     "draws_high": float(high),
-                    "draws": len(parts),
+                    "draws": len({part.seed for part in parts}),
                 }
             )
     return rows
+
+
+def _evaluated(job: FamilyJob, fold: TaskFold, scores: Scores, k: int) -> list[Evaluated]:
+    """The test part of a fold as every draw of `k` slides scores it."""
+    part = part_of(job.data, job.part, fold.test)
+    return [
+        Evaluated(
+            patients=part.patients, scores=own.astype(np.float64), labels=part.labels,
+            fold=fold.name, seed=draw,
+        )
+        for (of_k, draw), own in scores.items()
+        if of_k == k
+    ]  # fmt: skip
 
 
 def _figures(job: FamilyJob, curve: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """How each few-shot method learns from a draw, and what it then says of the test part."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ from mstar.downstream.config import TrialConfig
 from mstar.downstream.evaluate import predict
 from mstar.downstream.families import FamilyJob
 from mstar.downstream.language.encoders import PatchSide, TextSide
-from mstar.downstream.language.pooling import text_scores
+from mstar.downstream.language.few_shot_models import (
+    Key,
+    Learnt,
+    linear_logits,
+    prototype_scores,
+)
 from mstar.downstream.language.prompts import find_prompts
 from mstar.downstream.language.zero_shot import class_vectors, wordings_of
 from mstar.downstream.population import train_population
@@ -23,12 +28,19 @@ from mstar.downstream.stream import BagSource
 from mstar.downstream.trainer import Fit
 from mstar.errors import TrainingError
 
-Key = tuple[int, int]  # k, number of the draw
 Draws = Mapping[Key, Int64[np.ndarray, " support"]]
 Scores = dict[Key, Float32[np.ndarray, "sample label"]]
 
 
-def prototypes(job: FamilyJob, bags: PackedBags, draws: Draws) -> Scores:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a method says after every draw, and the models of the k that is kept."""
+
+    scores: Scores = field(default_factory=dict)
+    models: dict[Key, Learnt] = field(default_factory=dict)
+
+
+def prototypes(job: FamilyJob, bags: PackedBags, draws: Draws, keep: int) -> Told:
     """The paper's: the patches most like the class's text make the class."""
     options, data = job.options, job.data
     side = PatchSide(
@@ -43,32 +55,42 @@ def prototypes(job: FamilyJob, bags: PackedBags, draws: Draws) -> Scores:
     }
     keys = list(draws)
     made = torch.stack([_prototypes(draws[key], labels, best, options.patches) for key in keys])
-    rows = []
-    for at in data.folds[0].test.tolist():
-        scored = text_scores(side.vectors(bags.bag(at)), made.flatten(0, 1), [options.top])
-        rows.append(scored[0].reshape(made.shape[:2]))
+    rows = [
+        prototype_scores(side.vectors(bags.bag(at)), made, options.top)
+        for at in data.folds[0].test.tolist()
+    ]
     scores = torch.softmax(torch.stack(rows) * options.scale, dim=2).cpu().numpy()
-    return {key: scores[:, place] for place, key in enumerate(keys)}
+    return Told(
+        scores={key: scores[:, place] for place, key in enumerate(keys)},
+        models={
+            key: {"prototypes": own.cpu()}
+            for key, own in zip(keys, made, strict=True)
+            if key[0] == keep
+        },
+    )
 
 
-def linear(job: FamilyJob, bags: PackedBags, draws: Draws) -> Scores:
+def linear(job: FamilyJob, bags: PackedBags, draws: Draws, keep: int) -> Told:
     """Logistic regression of mean features."""
     means = BagSource(bags).means().double()
     labels, test = torch.from_numpy(_labels(job.data)), job.data.folds[0].test
     num_classes = len(job.data.class_names)
-    made: Scores = {}
+    told = Told()
     for key, own in draws.items():
         rows = torch.from_numpy(own)
-        says = logistic(means[rows], labels[rows], num_classes, l2=job.options.l2)
-        made[key] = says(means[torch.from_numpy(test)]).softmax(dim=1).float().numpy()
-    return made
+        weight, bias = logistic(means[rows], labels[rows], num_classes, l2=job.options.l2)
+        logits = linear_logits(means[torch.from_numpy(test)], weight, bias)
+        told.scores[key] = logits.softmax(dim=1).float().numpy()
+        if key[0] == keep:
+            told.models[key] = {"weight": weight, "bias": bias}
+    return told
 
 
-def abmil(job: FamilyJob, bags: PackedBags, draws: Draws) -> Scores:
+def abmil(job: FamilyJob, bags: PackedBags, draws: Draws, keep: int) -> Told:
     """ABMIL by the one training loop."""
     source = BagSource(bags, job.device)
     config = TrialConfig(head="abmil", epochs=job.options.epochs, lr=job.options.lr)
-    made: Scores = {}
+    told = Told()
     for (k, draw), own in draws.items():
         data = only_from(job.data, own, name=f"k{k}")
         (fit,) = train_population(
@@ -77,11 +99,13 @@ def abmil(job: FamilyJob, bags: PackedBags, draws: Draws) -> Scores:
         )  # fmt: skip
         if fit.failed:
             raise TrainingError(f"{job.study.key}: k {k}, draw {draw}: {fit.failed}")
-        made[k, draw] = predict(fit, source, job.data.folds[0].test)
-    return made
+        told.scores[k, draw] = predict(fit, source, job.data.folds[0].test)
+        if k == keep:
+            told.models[k, draw] = fit
+    return told
 
 
-METHODS: dict[str, Callable[[FamilyJob, PackedBags, Draws], Scores]] = {
+METHODS: dict[str, Callable[[FamilyJob, PackedBags, Draws, int], Told]] = {
     "few_prototype": prototypes,
     "few_linear": linear,
     "few_abmil": abmil,
@@ -104,10 +128,11 @@ def only_from(data: TaskData, support: Int64[np.ndarray, " support"], *, name: s
 
 def logistic(
     x: Float64[Tensor, "slide dim"], labels: Int64[Tensor, " slide"], num_classes: int, *, l2: float
-) -> Callable[[Float64[Tensor, "other dim"]], Float64[Tensor, "other label"]]:
+) -> tuple[Float64[Tensor, "dim label"], Float64[Tensor, " label"]]:
     """Penalised logistic regression on vectors centred and divided by their mean length.
 
-    The weights lie in the span of the few slides, so they are looked for there.
+    The weights lie in the span of the few slides, so they are looked for there. Returned are weight
+    and bias for the vectors as they are.
     """
     centre = x.mean(0)
     size = (x - centre).norm(dim=1).mean().clamp(min=1e-12)
@@ -125,8 +150,8 @@ def logistic(
         return total
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    learnt, offset = weights.detach(), bias.detach()
-    return lambda other: (other - centre) / size @ ways.T @ learnt + offset
+    weight = ways.T @ weights.detach() / size
+    return weight, bias.detach() - centre @ weight
 
 
 def _labels(data: TaskData) -> Int64[np.ndarray, " sample"]:

@@ -137,6 +137,16 @@ def read_prompts(uri: str, task: Task) -> Prompts:
     )
 
 
+def prompt_classes(uri: str) -> tuple[str, ...]:
+    """The classes of a prompt file, in its order, whatever task it is for.
+
+    Raises:
+        TableError: it is no prompt file.
+    """
+    classes, _ = _read_csv(uri) if uri.endswith(".csv") else _read_json(uri)
+    return tuple(classes)
+
+
 def _own_file(task: Task, where: str) -> str | None:
     if where.endswith(_SUFFIXES):
         return where

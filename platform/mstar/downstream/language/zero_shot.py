@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from mstar.data.tables import write_table
@@ -25,9 +25,7 @@ from mstar.data.tasks import Task
 from mstar.downstream.bags import PackedBags
 from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.fold_views import part_of
-from mstar.downstream.language.encoders import PatchSide, SlideSide, TextSide
-from mstar.downstream.language.options import MiZeroOptions, SlideTextOptions
-from mstar.downstream.language.pooling import class_scores
+from mstar.downstream.language.prompt_scores import PromptScorer, sentence_vectors
 from mstar.downstream.language.prompts import Prompts, find_prompts
 from mstar.downstream.statistics.bootstrap import interval
 from mstar.downstream.statistics.evaluated import Evaluated
@@ -62,16 +60,15 @@ def run(job: FamilyJob) -> FamilyOutcome:
     """Score every slide of the test part by every wording."""
     prompts = find_prompts(job.data.task, job.sources.prompts)
     wordings = wordings_of(prompts, seed=seed_of("wordings", job.data.task.task_id))
-    text, unknown = _text_vectors(job, prompts)
+    text, unknown = sentence_vectors(prompts, job.sources.stage1, job.device)
     classes = class_vectors(text, wordings)  # [wording, class, dim]
-    bags = job.bags()
-    by_top = _slide_scores(job, bags, torch.from_numpy(classes).to(job.device))
-    options, fold = job.options, job.data.folds[0]
-    top = options.top if isinstance(options, MiZeroOptions) else 0
-    main = by_top[top][:, 0]
-    probabilities = _probabilities(main, options)
-    _write_tops(job, {t: _probabilities(rows[:, 0], options) for t, rows in by_top.items()})
-    spread = _write_prompts(job, wordings, by_top[top])
+    bags, fold = job.bags(), job.data.folds[0]
+    scorer = PromptScorer(job.sources, job.options, job.device)
+    probabilities, by_top = _slide_scores(
+        scorer, bags, fold.test, torch.from_numpy(classes).to(job.device)
+    )
+    _write_tops(job, {t: scorer.probabilities(rows[:, 0]) for t, rows in by_top.items()})
+    spread = _write_prompts(job, wordings, by_top[scorer.top])
     facts = job.facts(
         "classification",
         bags.digest,
@@ -124,42 +121,22 @@ def class_vectors(
     return np.asarray(means / np.maximum(lengths, 1e-12), np.float32)
 
 
-def _text_vectors(
-    job: FamilyJob, prompts: Prompts
-) -> tuple[Float32[np.ndarray, "sentence dim"], float]:
-    side = TextSide(job.sources.stage1, job.device)
-    texts = [sentence.text for sentence in prompts.sentences()]
-    ids = side.token_ids(texts, [f"{prompts.uri}: prompt {text!r}" for text in texts])
-    return side.vectors(ids), side.unknown_share(ids)
-
-
 def _slide_scores(
-    job: FamilyJob, bags: PackedBags, classes: Float32[Tensor, "wording label dim"]
-) -> dict[int, Float32[np.ndarray, "sample wording label"]]:
-    """Number of patches → scores; 0 where the slide vector is scored."""
-    places, options = job.data.folds[0].test.tolist(), job.options
-    if isinstance(options, SlideTextOptions):
-        side = SlideSide(job.sources.stage1, window=options.window, device=job.device)
-        rows = [classes @ side.vector(bags.bag(at), bags.ids[at]) for at in places]
-        return {0: torch.stack(rows).cpu().numpy()}
-    patch_side = PatchSide(
-        job.sources.stage1, job.sources.stage2, space=options.space, window=options.window,
-        device=job.device,
-    )  # fmt: skip
-    tops, vote = options.all_tops, options.pool == "vote"
-    found = [
-        class_scores(patch_side.vectors(bags.bag(at)), classes, tops, vote=vote).cpu().numpy()
-        for at in places
-    ]
-    return {top: np.stack([rows[at] for rows in found]) for at, top in enumerate(tops)}
-
-
-def _probabilities(
-    scores: Float32[np.ndarray, "sample label"], options: Any
-) -> Float32[np.ndarray, "sample label"]:
-    if isinstance(options, MiZeroOptions) and options.pool == "vote":
-        return scores
-    return torch.softmax(torch.from_numpy(scores) * options.scale, dim=1).numpy()
+    scorer: PromptScorer,
+    bags: PackedBags,
+    places: Int64[np.ndarray, " sample"],
+    classes: Float32[Tensor, "wording label dim"],
+) -> tuple[
+    Float32[np.ndarray, "sample label"], dict[int, Float32[np.ndarray, "sample wording label"]]
+]:
+    """The study's row; and number of patches → scores of every wording."""
+    rows, found = [], []
+    for at in places.tolist():
+        vectors = scorer.vectors(bags.bag(at), bags.ids[at])
+        rows.append(scorer.row(vectors, classes[:1]))
+        found.append(scorer.scores(vectors, classes))
+    by_top = {top: np.stack([one[at] for one in found]) for at, top in enumerate(scorer.tops)}
+    return np.concatenate(rows), by_top
 
 
 def evaluated_of(job: FamilyJob, scores: Float32[np.ndarray, "sample label"]) -> Evaluated:

@@ -152,5 +152,7 @@ def _model_facts(study: ReportStudy, texts: Sequence[str]) -> dict[str, Any]:
         "study": to_dict(study.job.study),
         "training": KIND,
         "reports_trained_on": len(texts),
+        "unit": study.data.task.unit,
+        "made_by": list(study.bags.made_by),
         "digests": {"labels": study.data.digest, "features": study.bags.digest},
     }

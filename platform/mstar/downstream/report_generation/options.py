@@ -12,8 +12,11 @@ LEARNT = "learnt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HistGenOptions:
-    """Training, vocabulary, search and sizes."""
+class HistGenOptions(HistGenConfig):
+    """Training, vocabulary and search, beside the sizes, which are those of `HistGenConfig`.
+
+    What is built is `model`: it knows what `sizes` says too.
+    """
 
     epochs: int = 40
     """Passes over the training part."""
@@ -61,37 +64,11 @@ class HistGenOptions:
     samples: int = 60
     """Texts that the page shows beside their references."""
     sizes: str = "paper"
-    """paper, or small: sizes for a few hundred generated cases on a CPU; a size that is set below
-    has its own say."""
-    d_vf: int = 2048
-    """Length that patch features are first brought to."""
-    width: int = 512
-    """Length of every token behind that."""
-    ff: int = 512
-    """Width of the feed-forward blocks."""
-    heads: int = 8
-    """Heads of every attention."""
-    decoder_layers: int = 3
-    """Layers of the decoder."""
-    region_tokens: int = 96
-    """Tokens of a region, its own among them."""
-    memory_slots: int = 2048
-    """Slots of the memory that patches and words share."""
-    memory_top: int = 512
-    """Slots that a query reads."""
-    prototypes: int = 512
-    """Patches of a bag that query the memory."""
-    feature_dropout: float = 0.5
-    """Dropout of the mapped features."""
-    dropout: float = 0.1
-    """Dropout everywhere else."""
-    paper_region_token: bool = False
-    """Read and write the first patch in place of the region's token, as the authors' code does."""
-    checkpoint_rows: int = 8192
-    """Patches whose inner results are kept for the gradient at a time."""
+    """paper, or small: sizes for a few hundred generated cases on a CPU; a size that is set by
+    itself has its own say."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant."""
+        """Refuses what cannot be meant; sizes are checked as they are built."""
         choices = {"precision": PRECISIONS, "select": SELECTIONS, "sizes": tuple(SIZES)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

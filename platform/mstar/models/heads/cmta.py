@@ -21,9 +21,9 @@ from torch.nn.functional import l1_loss
 
 from mstar.errors import ConfigError
 from mstar.models.aggregator import AggregatorConfig, TransformerLayer
-from mstar.models.heads.contract import GeneLayout, GroupedGenes, HeadOutput, read_bags
+from mstar.models.heads.contract import GeneLayout, GroupedGenes, HeadOutput
 from mstar.models.heads.fusion import ConcatFusion
-from mstar.models.heads.gene_layers import GroupEncoders, given_genes, needs_groups
+from mstar.models.heads.gene_layers import GroupEncoders, GroupHead
 from mstar.models.heads.layers import FeatureLayer
 from mstar.models.heads.transmil import BagAttention
 from mstar.models.nystrom import Mode
@@ -66,7 +66,7 @@ class CmtaConfig:
 
 
 class Coder(nn.Module):
-    """Two transformer layers over the tokens of a bag and a CLS token; an encoder or a decoder."""
+    """Two transformer layers over a CLS token and the tokens of bags of one size."""
 
     def __init__(self, config: CmtaConfig, *, grid: bool) -> None:
         """`grid`: with a PPEG between the layers."""
@@ -85,12 +85,12 @@ class Coder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(
-        self, tokens: Float[Tensor, "1 token dim"]
-    ) -> tuple[Float[Tensor, "1 dim"], Float[Tensor, "1 token dim"]]:
+        self, tokens: Float[Tensor, "bag token dim"]
+    ) -> tuple[Float[Tensor, "bag dim"], Float[Tensor, "bag token dim"]]:
         """The CLS token, and the others."""
         count = tokens.shape[1]
         self._attend(count)
-        cls = self.cls.to(tokens.dtype)
+        cls = self.cls.to(tokens.dtype).expand(len(tokens), -1, -1)
         mixed = self.layer1(torch.cat([cls, self._squared(tokens)], dim=1), None)
         if self.position is not None:
             mixed = torch.cat([mixed[:, :1], self._placed(mixed[:, 1:])], dim=1)
@@ -104,7 +104,7 @@ class Coder(nn.Module):
             kind = "exact" if count <= self.config.exact_up_to else "nystrom"
         self.layer1.attn.attention = self.layer2.attn.attention = kind
 
-    def _squared(self, tokens: Float[Tensor, "1 token dim"]) -> Float[Tensor, "1 more dim"]:
+    def _squared(self, tokens: Float[Tensor, "bag token dim"]) -> Float[Tensor, "bag more dim"]:
         """`public`: the first tokens come again at the end, up to a square number."""
         if self.position is None or self.config.mode == "masked":
             return tokens
@@ -112,25 +112,24 @@ class Coder(nn.Module):
         side = math.isqrt(count - 1) + 1
         return torch.cat([tokens, tokens[:, : side * side - count]], dim=1)
 
-    def _placed(self, tokens: Float[Tensor, "1 token dim"]) -> Float[Tensor, "1 token dim"]:
+    def _placed(self, tokens: Float[Tensor, "bag token dim"]) -> Float[Tensor, "bag token dim"]:
         assert self.position is not None
         lengths = None
         if self.config.mode == "masked":
-            lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
+            lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         placed: Tensor = self.position(tokens, lengths)
         return placed
 
 
-class Cmta(nn.Module):
+class Cmta(GroupHead):
     """Each modality is encoded, translated into the other, and held to what that one says."""
 
     def __init__(
         self, config: CmtaConfig, input_dim: int, num_outputs: int, layout: GeneLayout
     ) -> None:
         """Draws the weights."""
-        super().__init__()
-        needs_groups("cmta", layout)
-        self.config, self.input_dim, dim = config, input_dim, config.dim
+        super().__init__("cmta", input_dim, layout)
+        self.config, dim = config, config.dim
         self.feature = FeatureLayer(input_dim, dim, config.dropout)
         self.second = FeatureLayer(dim, dim, config.dropout)
         self.genes = GroupEncoders(layout, config.gene_hidden, dim, config.dropout)
@@ -143,10 +142,6 @@ class Cmta(nn.Module):
         self.fusion = ConcatFusion(dim)
         self.classifier = nn.Linear(dim, num_outputs)
 
-    def learn_genes(self, values: Float[Tensor, "case gene"]) -> None:
-        """Take mean and spread of every gene from the training split."""
-        self.genes.scale.learn(values)
-
     def forward(
         self,
         x: Float[Tensor, "row dim"],
@@ -155,11 +150,12 @@ class Cmta(nn.Module):
         genes: GroupedGenes | None = None,
     ) -> HeadOutput:
         """Scores of packed bags; in training the alignment too."""
-        bags = read_bags(x, offsets, self.input_dim)
-        groups = self.genes(given_genes(genes, len(bags)))
+        bags, groups = self.read(x, offsets, genes)
         patches = self.second(self.feature(x))
-        told = [self._tell(own, g) for own, g in zip(bags.cut(patches), groups, strict=True)]
-        slide, slide_hat, gene, gene_hat = (torch.cat(part) for part in zip(*told, strict=True))
+        gene, of_groups = self.gene_encoder(groups)
+        told = [self._tell(own, g) for own, g in zip(bags.cut(patches), of_groups, strict=True)]
+        slide, slide_hat, answered = (torch.cat(part) for part in zip(*told, strict=True))
+        gene_hat, _ = self.gene_decoder(answered)
         joint = self.fusion((slide + slide_hat) / 2, (gene + gene_hat) / 2)
         extra = None
         if self.training and self.config.alignment:
@@ -168,11 +164,15 @@ class Cmta(nn.Module):
         return HeadOutput(logits=self.classifier(joint), extra_loss=extra)
 
     def _tell(
-        self, patches: Float[Tensor, "patch hidden"], groups: Float[Tensor, "group hidden"]
-    ) -> tuple[Float[Tensor, "1 hidden"], ...]:
-        """What each side says of one bag, and what it says in the other's words."""
+        self, patches: Float[Tensor, "patch hidden"], of_groups: Float[Tensor, "group hidden"]
+    ) -> tuple[
+        Float[Tensor, "1 hidden"], Float[Tensor, "1 hidden"], Float[Tensor, "1 group hidden"]
+    ]:
+        """What the slide of one bag says, what it says in the genes' words, and its answer to them.
+
+        Bags go through it one at a time, as in TransMIL; of groups there are as many in each.
+        """
         slide, of_patches = self.slide_encoder(patches[None])
-        gene, of_groups = self.gene_encoder(groups[None])
-        asked, _ = self.slide_asks(of_patches, of_groups, of_groups, need_weights=False)
-        answered, _ = self.genes_ask(of_groups, of_patches, of_patches, need_weights=False)
-        return slide, self.slide_decoder(asked)[0], gene, self.gene_decoder(answered)[0]
+        asked, _ = self.slide_asks(of_patches, of_groups[None], of_groups[None], need_weights=False)
+        answered, _ = self.genes_ask(of_groups[None], of_patches, of_patches, need_weights=False)
+        return slide, self.slide_decoder(asked)[0], answered

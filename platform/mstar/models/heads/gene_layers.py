@@ -3,16 +3,17 @@
 GeneScale      every gene at mean 0 and spread 1 over the training split
 SnnLayer       Linear, ELU, AlphaDropout: a self-normalising layer (Klambauer et al. 2017)
 GroupEncoders  a small self-normalising network for each group of genes (Chen et al. 2021)
+GroupHead      what heads that read genes in groups begin with
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mstar.errors import ConfigError, FeatureError
-from mstar.models.heads.contract import GeneLayout, GroupedGenes
+from mstar.models.heads.contract import Bags, GeneLayout, GroupedGenes, read_bags
 
 
 class GeneScale(nn.Module):
@@ -112,6 +113,33 @@ class GroupEncoders(nn.Module):
         """The groups' vectors, in their order."""
         pairs = zip(self.networks, self.scale.groups(genes), strict=True)
         return torch.stack([network(values) for network, values in pairs], dim=1)
+
+
+class GroupHead(nn.Module):
+    """A head of patches and groups of genes; `genes` is set where its weights are drawn."""
+
+    genes: GroupEncoders
+
+    def __init__(self, name: str, input_dim: int, layout: GeneLayout) -> None:
+        """Raises ConfigError where there are no groups."""
+        super().__init__()
+        needs_groups(name, layout)
+        self.input_dim = input_dim
+
+    def learn_genes(self, values: Float[Tensor, "case gene"]) -> None:
+        """Take mean and spread of every gene from the training split."""
+        self.genes.scale.learn(values)
+
+    def read(
+        self,
+        x: Float[Tensor, "row dim"],
+        offsets: Int64[Tensor, " edge"],
+        genes: GroupedGenes | None,
+    ) -> tuple[Bags, Float[Tensor, "bag group hidden"]]:
+        """Where the bags of a batch lie, and the vectors of each one's groups."""
+        bags = read_bags(x, offsets, self.input_dim)
+        groups: Tensor = self.genes(given_genes(genes, len(bags)))
+        return bags, groups
 
 
 def needs_groups(head: str, layout: GeneLayout) -> None:

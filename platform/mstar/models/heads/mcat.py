@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mstar.models.heads.contract import Bags, GeneLayout, GroupedGenes, HeadOutput, read_bags
+from mstar.models.heads.contract import Bags, GeneLayout, GroupedGenes, HeadOutput
 from mstar.models.heads.fusion import ConcatFusion, KroneckerFusion
-from mstar.models.heads.gene_layers import GroupEncoders, given_genes, needs_groups
+from mstar.models.heads.gene_layers import GroupEncoders, GroupHead
 from mstar.models.heads.layers import AttentionNetwork, Dropout, FeatureLayer
 
 Fusion = Literal["concat", "bilinear"]
@@ -85,16 +85,14 @@ class CoAttention(nn.Module):
         return found[0], weights[0].T
 
 
-class Mcat(nn.Module):
+class Mcat(GroupHead):
     """Genes ask for patches; both sides are summed up and joined."""
 
     def __init__(
         self, config: McatConfig, input_dim: int, num_outputs: int, layout: GeneLayout
     ) -> None:
         """Draws the weights."""
-        super().__init__()
-        needs_groups("mcat", layout)
-        self.input_dim = input_dim
+        super().__init__("mcat", input_dim, layout)
         self.feature = FeatureLayer(input_dim, config.dim, config.dropout)
         self.genes = GroupEncoders(layout, config.dim, config.dim, config.dropout)
         self.meet = self.make_meeting(config)
@@ -110,10 +108,6 @@ class Mcat(nn.Module):
         """What carries patches to groups: (patches, groups) → (found by each group, weights)."""
         return CoAttention(config.dim)
 
-    def learn_genes(self, values: Float[Tensor, "case gene"]) -> None:
-        """Take mean and spread of every gene from the training split."""
-        self.genes.scale.learn(values)
-
     def forward(
         self,
         x: Float[Tensor, "row dim"],
@@ -122,8 +116,7 @@ class Mcat(nn.Module):
         genes: GroupedGenes | None = None,
     ) -> HeadOutput:
         """Scores of packed bags; attention has a column for each group."""
-        bags = read_bags(x, offsets, self.input_dim)
-        groups = self.genes(given_genes(genes, len(bags)))
+        bags, groups = self.read(x, offsets, genes)
         logits, attention = self.logits(self.feature(x), groups, bags)
         return HeadOutput(logits=logits, attention=attention)
 

@@ -19,7 +19,6 @@ from torch.nn.functional import logsigmoid
 
 from mstar.errors import ConfigError
 from mstar.models.heads.contract import Bags, GeneLayout, GroupedGenes, HeadOutput, read_bags
-from mstar.models.heads.gene_layers import given_genes
 from mstar.models.heads.mcat import Mcat, McatConfig
 from mstar.models.heads.transport import transport_plan
 
@@ -83,8 +82,7 @@ class Motcat(Mcat):
         genes: GroupedGenes | None = None,
     ) -> HeadOutput:
         """Scores of packed bags; attention has a column for each group."""
-        bags = read_bags(x, offsets, self.input_dim)
-        groups = self.genes(given_genes(genes, len(bags)))
+        bags, groups = self.read(x, offsets, genes)
         patches = self.feature(x)
         counts = [size // self.chunk_patches + 1 for size in bags.sizes]
         if max(counts) == 1:

@@ -22,9 +22,12 @@ from mstar.downstream.language.case_index import (
     open_index,
 )
 from mstar.downstream.language.encoders import PatchSide, TextSide
-from mstar.downstream.language.heatmap import write_heatmap
 from mstar.downstream.tasks_job import parse_features
 from mstar.errors import ConfigError
+from mstar.evidence.scorers import SIMILARITY
+from mstar.evidence.scores import PatchScores, SlideScores
+from mstar.evidence.views import ViewOptions, write_views
+from mstar.features.coordless import require_coords
 from mstar.features.store import FeatureStore
 from mstar.storage import objects
 from mstar.storage.ids import quoted
@@ -158,13 +161,13 @@ def _with_patches(
     made = []
     for hit in hits:
         slides = bag_of(stores, hit.entry)
+        for slide in slides:
+            require_coords(slide.grid, slide.grid.slide_id, "places of patches")
         tokens = side.vectors(np.concatenate([slide.features for slide in slides])).cpu().numpy()
         scores = np.split(tokens @ question, np.cumsum([len(s.features) for s in slides])[:-1])
         if config.out and hit.rank <= config.heatmaps:
             for slide, own in zip(slides, scores, strict=True):
-                name = quoted(f"{hit.rank:02d}-{slide.grid.slide_id}")
-                asked = config.text or f"like {config.like}"
-                write_heatmap(objects.join(config.out, "heatmaps"), name, slide, own, asked)
+                _write_heatmap(config, hit, slide, own)
         made.append(
             Hit(
                 rank=hit.rank, entry=hit.entry, score=hit.score,
@@ -172,6 +175,18 @@ def _with_patches(
             )
         )  # fmt: skip
     return made
+
+
+def _write_heatmap(config: RetrieveConfig, hit: Hit, slide: Any, own: Any) -> None:
+    """<out>/heatmaps/<rank>-<slide>/, as `mstar heatmap` writes it."""
+    asked = config.text or f"like {config.like}"
+    layer = PatchScores.of(SIMILARITY, own.astype(np.float32))
+    made_by = {"identity": {"text": asked, "case": hit.entry.name, "stage1": config.stage1}}
+    scores = SlideScores.on(slide.grid, (layer,), made_by=made_by)
+    name = quoted(f"{hit.rank:02d}-{slide.grid.slide_id}")
+    folder = objects.join(config.out, "heatmaps", name)
+    options = ViewOptions(about=f"“{asked}”", overlay=None, k=0)
+    write_views(folder, scores, slide.grid, options, drawn=(layer,))
 
 
 def _best_patches(

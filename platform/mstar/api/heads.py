@@ -1,16 +1,4 @@
-"""The Python API: what a notebook needs. Nothing here starts Ray, and nothing writes.
-
-    import mstar
-
-    slide = mstar.open_slide("a.svs")
-    store = mstar.open_features("F/")
-    bag = mstar.Bag.of(store, "a")
-    head = mstar.load_head("R/planted_mutation/uni/abmil")
-    said = head.predict(bag)
-    found = mstar.evaluate("macro_auc", scores, patients=patients, labels=labels)
-
-These names stay; everything else of the package may move between minor versions.
-"""
+"""Bags, trained heads, and metrics with their intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,27 +8,16 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import nn
 
-from mstar.downstream.evaluate import model_uris
-from mstar.downstream.model_files import SavedModel, load_fit, make_head
+from mstar.downstream.evaluate import model_uris, says
+from mstar.downstream.gene_record import GeneRecord, read_gene_record
+from mstar.downstream.model_files import SUFFIX, SavedModel, is_pooled, load_fit, make_head
 from mstar.downstream.objectives import scores_of
 from mstar.downstream.statistics.bootstrap import RESAMPLES, Estimate, interval
 from mstar.downstream.statistics.evaluated import Evaluated
+from mstar.downstream.stream import Batch, bag_batch
 from mstar.errors import ConfigError, FeatureError, WeightsError
 from mstar.features.store import FeatureStore
 from mstar.losses.survival import discrete_survival
-from mstar.models.patch_encoders import load_encoder
-from mstar.slides.reader import open_slide
-
-__all__ = [
-    "Bag",
-    "Head",
-    "Prediction",
-    "evaluate",
-    "load_encoder",
-    "load_head",
-    "open_features",
-    "open_slide",
-]
 
 
 def open_features(path: str) -> FeatureStore:
@@ -113,12 +90,15 @@ class Head:
     """The trained models of a study, one per fold and seed, that answer together.
 
     training: classification | survival. classes: in the order of the scores; empty for survival.
+    genes: of heads that read gene expression: which genes, in which order. device: where they run.
     """
 
     models: tuple[SavedModel, ...]
     modules: tuple[nn.Module, ...]
     training: str
     classes: tuple[str, ...]
+    genes: GeneRecord | None = None
+    device: str = "cpu"
 
     @property
     def input_dim(self) -> int:
@@ -126,11 +106,20 @@ class Head:
         return self.models[0].fit.input_dim
 
     @torch.no_grad()
-    def predict(self, bag: Bag) -> Prediction:
+    def predict(self, bag: Bag, genes: Float32[np.ndarray, " gene"] | None = None) -> Prediction:
         """Scores and attention of one bag.
 
+        With one thread of torch (`torch.set_num_threads(1)`, as a sweep's workers have) each
+        model's scores are to the bit those of the study's prediction files, on equal CPUs.
+
+        Args:
+            bag: of a case.
+            genes: of models that read genes: its logarithmic expression, in the order of
+                `genes.genes`; NaN where a gene was not measured.
+
         Raises:
-            FeatureError: features of another length than the head was trained on.
+            FeatureError: features of another length than the head was trained on; genes that are
+                missing, or that it does not read.
         """
         if bag.features.shape[1] != self.input_dim:
             raise FeatureError(
@@ -138,19 +127,35 @@ class Head:
                 f"got {bag.features.shape[1]}. Use the features of the encoder that the head was "
                 "trained on."
             )
-        x = torch.from_numpy(np.ascontiguousarray(bag.features))
-        offsets = torch.tensor([0, len(bag)])
-        said = [module(x, offsets, None) for module in self.modules]
+        batch = self._batch(bag, genes)
+        said = [
+            says(module, model.fit, batch)
+            for module, model in zip(self.modules, self.models, strict=True)
+        ]
         scores = [
             scores_of(one.logits, model.fit.scores)[0]
             for one, model in zip(said, self.models, strict=True)
         ]
-        seen = [one.attention.float().numpy() for one in said if one.attention is not None]
+        seen = [one.attention.float().cpu().numpy() for one in said if one.attention is not None]
         return Prediction(
             scores=np.stack(scores).mean(axis=0, dtype=np.float32),
             attention=np.stack(seen).mean(axis=0, dtype=np.float32) if seen else None,
             survival=self._survival([one.logits for one in said]),
         )
+
+    def _batch(self, bag: Bag, genes: Float32[np.ndarray, " gene"] | None) -> Batch:
+        """The bag as it was in the study."""
+        record = self.genes
+        wanted = 0 if record is None else len(record.genes)
+        if (0 if genes is None else len(genes)) != wanted:
+            raise FeatureError(
+                f"bag of {', '.join(bag.slides)}: the models read {wanted:,} genes, got "
+                f"{0 if genes is None else len(genes):,}. Give the case's expression in the order "
+                "of `head.genes.genes`, and none to heads that read none."
+            )
+        own = None if record is None or genes is None else record.grouped(genes, self.device)
+        pooled = is_pooled(self.models[0].fit)
+        return bag_batch(bag.features, pooled=pooled, genes=own, device=self.device)
 
     def _survival(self, logits: Sequence[torch.Tensor]) -> Float64[np.ndarray, "time 2"] | None:
         ends = [np.array((model.facts.get("edges") or [0.0])[1:]) for model in self.models]
@@ -159,7 +164,7 @@ class Head:
         months = np.unique(np.concatenate(ends))
         curves = []
         for mine, one in zip(ends, logits, strict=True):
-            steps = np.concatenate([[1.0], discrete_survival(one)[0].double().numpy()])
+            steps = np.concatenate([[1.0], discrete_survival(one)[0].double().cpu().numpy()])
             curves.append(steps[np.searchsorted(mine, months, side="right")])
         return np.stack([months, np.mean(curves, axis=0)], axis=1)
 
@@ -169,23 +174,25 @@ def load_head(path: str, *, device: str = "cpu") -> Head:
 
     Raises:
         WeightsError: there is none, or it is not one of ours.
-        ConfigError: it reads gene expression, which a bag does not hold.
     """
     models = tuple(load_fit(uri) for uri in model_uris(path))
     if not models:
         raise WeightsError(f"{path}: expected the folder of a finished study, got no models in it.")
-    if models[0].fit.genes is not None:
-        raise ConfigError(
-            f"{path}: the head {models[0].fit.config.head} reads gene expression besides patches. "
-            "Evaluate it by `mstar sweep`."
-        )
+    layout = models[0].fit.genes
     facts = models[0].facts
     return Head(
         models=models,
         modules=tuple(make_head(model.fit, device) for model in models),
         training=str(facts["training"]),
         classes=tuple(facts["class_names"]),
+        genes=None if layout is None else read_gene_record(_study_folder(path), layout.digest),
+        device=device,
     )
+
+
+def _study_folder(path: str) -> str:
+    """The folder of a study, from its own path or that of one of its models."""
+    return path.rpartition("/models/")[0] if path.endswith(SUFFIX) else path
 
 
 def evaluate(

@@ -1,0 +1,1 @@
+"""Why a trained model says so: scores of patches, as tiles, pictures and pages."""
