@@ -40,7 +40,7 @@ demo: $(INSTALLED)  ## A real slide from pixels to features, on this machine, in
 	@$(BIN)/mstar demo --out demo-out
 
 test: $(INSTALLED)  ## The tests, without the long ones
-	@$(BIN)/python -m pytest -m "not slow and not gpu" --jaxtyping-packages=$(CHECKED)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" --durations=25 --jaxtyping-packages=$(CHECKED)
 
 test-all: $(INSTALLED)  ## All tests; writes date, commit and result to platform/docs/acceptance.md
 	@$(BIN)/python -m pytest -m "not gpu" --jaxtyping-packages=$(CHECKED); \

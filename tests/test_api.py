@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mstar.downstream.study import run_study
 from mstar.errors import ConfigError, FeatureError, WeightsError
 from mstar.features.store import FeatureStore
 from support.planted_tasks import planted_task
+from support.slides import write_non_image
 
 STUDY = Study(task_id="planted", encoder="toy", head="abmil")
 CONFIG = TrialConfig(head_options={"hidden": 8, "attention_dim": 4}, epochs=1, lr=1e-2)
@@ -101,16 +103,53 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any, 
     }
 
 
-def test_a_head_predicts_where_there_is_no_ray(study: tuple[Any, FeatureStore, Path]) -> None:
+def test_slides_are_embedded_and_heads_predict_where_there_is_no_ray(
+    study: tuple[Any, FeatureStore, Path], slide_factory: Callable[..., Path], tmp_path: Path
+) -> None:
     data, store, folder = study
+    slide = slide_factory(width=700, height=600)
     code = (
         "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None; import mstar; "
         f"bag = mstar.Bag.of(mstar.open_features({store.root!r}), {data.samples[0].slides[0]!r}); "
-        f"print(mstar.load_head({str(folder)!r}).predict(bag).scores.sum())"
+        f"print(mstar.load_head({str(folder)!r}).predict(bag).scores.sum()); "
+        f"laid = mstar.lay_grid(mstar.open_slide({str(slide)!r})); "
+        f"made = mstar.embed_slides({str(slide)!r}, {str(tmp_path)!r}, encoder='vit_micro', "
+        f"weights='random:0'); print(len(laid.grid), len(made.read({slide.stem!r}).features))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    assert float(said.stdout) == pytest.approx(1)
+    total, laid, embedded = said.stdout.split()
+    assert float(total) == pytest.approx(1)
+    assert int(laid) == int(embedded) > 0
+
+
+def test_slides_that_fail_are_named(slide_factory: Callable[..., Path], tmp_path: Path) -> None:
+    write_non_image(tmp_path / "broken.svs")
+    with pytest.raises(FeatureError, match="1 of 1 slides failed: broken"):
+        mstar.embed_slides(
+            str(tmp_path), str(tmp_path / "F"), encoder="vit_micro", weights="random:0"
+        )
+
+
+def test_a_head_is_trained_on_named_slides_and_explained(
+    study: tuple[Any, FeatureStore, Path], tmp_path: Path
+) -> None:
+    data, store, _ = study
+    labels = {one.slides[0]: data.class_names[one.label] for one in data.samples}
+    order = sorted(labels, key=lambda slide: (labels[slide], slide))
+    parts = {slide: ("train", "val", "test")[at % 3] for at, slide in enumerate(order)}
+    given: dict[str, Any] = {"out": str(tmp_path), "task": "mine", "epochs": 2}
+    head = mstar.train_head(store, labels, parts, **given)
+    assert head.classes == tuple(data.class_names)
+    told = read_predictions(str(tmp_path / "mine/features/abmil/predictions-test.parquet"))
+    assert {slides[0] for slides in told.slides} == {s for s in order if parts[s] == "test"}
+    slide = order[0]
+    found = mstar.patch_scores(head, store, slide)
+    said = head.predict(mstar.Bag.of(store, slide))
+    np.testing.assert_allclose(found.layers[0].values, said.attention, rtol=1e-5)
+    assert mstar.draw_heatmap(found).size[0] > 100
+    with pytest.raises(ConfigError, match="expected a part of train, val, test, got 'tset'"):
+        mstar.train_head(store, labels, parts | {slide: "tset"}, **given)
 
 
 def test_the_models_of_a_study_answer_together(study: tuple[Any, FeatureStore, Path]) -> None:

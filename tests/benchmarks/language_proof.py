@@ -62,7 +62,7 @@ class Size:
 
 
 FULL = Size(cases=480, slide_px=1024, epochs=40, steps=60)
-SMALL = Size(cases=240, slide_px=512, epochs=80, steps=20)
+SMALL = Size(cases=240, slide_px=768, epochs=70, steps=24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,8 @@ HEAD_AWAY_S = 15.0
 
 def in_the_middle(job: ChaosJob, places: Places, cluster: ChaosCluster) -> tuple[Running, Any]:
     """The job with some of its work done, and a node that one of its workers is on."""
-    running = Running(job, places, env={"RAY_ADDRESS": cluster.address})
+    often = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}  # Ray's own is as long as the job
+    running = Running(job, places, env={"RAY_ADDRESS": cluster.address, **often})
     running.wait_for_the_middle()
     node = wait_until(lambda: cluster.node_of(job.worker), f"a worker of {job.name}")
     assert running.process.poll() is None, running.tail

@@ -21,7 +21,7 @@ def test_the_demo_runs(real_slide: Path, tmp_path: Path) -> None:
         [*command, str(tmp_path / "demo")], env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.count("look at") == 14
+    assert ended.stdout.count("look at") == 15
     out = tmp_path / "demo"
     assert len(read_features(out / "features" / "cmu_small_region.h5", check="full").features) > 30
     assert (out / "grids" / "cmu_small_region.jpg").stat().st_size > 10_000
@@ -33,6 +33,11 @@ def test_the_demo_runs(real_slide: Path, tmp_path: Path) -> None:
         assert (out / "stage1" / f"{name}.safetensors").is_file()
     assert (out / "targets" / "shards" / "preview.jpg").stat().st_size > 10_000
     assert (out / "stage2" / "encoder.safetensors").is_file()
+    with (out / "prediction" / "predictions.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["task"] == "planted_mutation"
+    assert 0 < float(row["calibrated_mutated"]) < 1
+    assert "research software" in row["warning"]
     page = (out / "results" / "index.html").read_text()
     for name in ("planted_mutation", "planted_cancer_type", "planted_survival", "generated"):
         assert name in page

@@ -1,4 +1,8 @@
-"""Does fusion gain what there is to gain? Hazards planted on both sides, or on one alone."""
+"""Does fusion gain what there is to gain? Hazards planted on both sides, or on one alone.
+
+Every head and arm is trained three times, and what is compared is the mean over the three: where
+both sides tell, the C-index of one training of CMTA lies anywhere within about 0.03.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mstar.downstream.bags import load_bags
@@ -22,7 +27,9 @@ from mstar.features.store import FeatureStore
 from mstar.models.heads import FUSION_HEADS
 from support.planted_fusion import FusionPlan, plant_fusion
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PLAN = FusionPlan(cases=1000, shares=(0.35, 0.15))
+SEEDS = (1, 2, 3)  # of training
 MARGIN = 0.05  # C-index by which fusion may be behind the better arm, with 500 test cases
 SMALL: Mapping[str, dict[str, Any]] = {
     "mcat": {"dim": 64, "feed_forward": 128},
@@ -45,7 +52,7 @@ class Cohort:
         self._tested: dict[tuple[str, str], list[Evaluated]] = {}
 
     def tested(self, task: str, head: str) -> list[Evaluated]:
-        """What the model that validation chose said about the test part."""
+        """What the models that validation chose, one a seed, said about the test part."""
         if (task, head) not in self._tested:
             store = FeatureStore.open(str(self._root / "F"))
             data = self._plan.tasks[f"{task}/enc"]
@@ -55,15 +62,17 @@ class Cohort:
                 load_bags(data.samples, store, cache_root=str(self._root / "cache")),
                 [trial(head)],
                 out=str(self._root / "out"),
+                seeds=SEEDS,
             )
             found = evaluated_parts(read_predictions(result.predictions["test"]))
             self._tested[task, head] = found
-            print(f"{task} {head}: {self.c_index(task, head):.3f}")
+            each = " ".join(f"{value_of('c_index', one):.3f}" for one in found)
+            print(f"{task} {head}: {self.c_index(task, head):.3f} ({each})", flush=True)
         return self._tested[task, head]
 
     def c_index(self, task: str, head: str) -> float:
-        """Of the test part."""
-        return value_of("c_index", self.tested(task, head)[0])
+        """Of the test part; mean over the seeds."""
+        return float(np.mean([value_of("c_index", one) for one in self.tested(task, head)]))
 
     def gain(self, task: str, head: str, arm: str) -> Difference:
         """Of a head over an arm, on the same cases."""
@@ -84,7 +93,6 @@ def trial(head: str) -> TrialConfig:
     return TrialConfig(head=head, head_options=SMALL[head], lr=5e-4, batch_bags=8, epochs=20)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", FUSION_HEADS)
 def test_fusion_beats_both_arms_where_both_sides_tell(head: str, cohort: Cohort) -> None:
     for arm in FUSION_ARMS:
@@ -93,7 +101,6 @@ def test_fusion_beats_both_arms_where_both_sides_tell(head: str, cohort: Cohort)
         assert found.value > 0.03
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", FUSION_HEADS)
 @pytest.mark.parametrize(
     ("task", "better", "worse"),

@@ -230,7 +230,9 @@ def test_models_of_every_sort_come_back(task, tmp_path, head: str) -> None:
     make_head(saved.fit)
     places = task[0].folds[0].val
     scores = predict(saved.fit, BagSource(task[1]), places)
-    np.testing.assert_array_equal(scores, fit.select_scores)
+    np.testing.assert_array_equal(scores, predict(fit, BagSource(task[1]), places))
+    # validation packs bags, so the last bits differ
+    np.testing.assert_allclose(scores, fit.select_scores, rtol=1e-5)
 
 
 def test_broken_model_files_are_named(tmp_path) -> None:

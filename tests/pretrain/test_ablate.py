@@ -1,52 +1,27 @@
-"""The parts of the ablation: arms, shards of other arms, probes, table; then a small run of it."""
+"""The ablation: arms, shards of other arms, the order of its work; then a small run of it."""
 
 import json
-import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from scipy import stats
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from mstar.cli.ablate import run
+from mstar.cli.ablate_schedule import SCORE, TEACH, Unit, units_of
+from mstar.cli.ablate_seed import evaluate
+from mstar.cli.ablate_settings import SeedRun
 from mstar.cli.resolve import JobParts, resolve
-from mstar.data.cases import Case
+from mstar.data.cases import Case, read_cases
 from mstar.data.shards.format import decode_targets, read_index
 from mstar.data.splits.registry import read_registry
 from mstar.errors import ConfigError
 from mstar.models.aggregator import AggregatorConfig
-from mstar.models.patch_encoders import find_encoder, load_model, prepare_weights
 from mstar.models.stage1_files import load_aggregator
-from mstar.pretrain import ablate_probe
 from mstar.pretrain.ablate_arms import ARMS, save_untrained, shuffled_pairing, teachers_of
 from mstar.pretrain.ablate_config import AblateConfig
-from mstar.pretrain.ablate_probe import abmil, auc, cross_validated, folds_of, linear
-from mstar.pretrain.ablate_report import (
-    Score,
-    draw,
-    initial_auc_fits,
-    interval,
-    is_judged,
-    paired,
-    summary,
-    table,
-    verdict,
-)
 from mstar.pretrain.ablate_shards import batches, retarget, with_shuffled_targets
-from mstar.pretrain.competent_encoder import (
-    NuisanceTraining,
-    components_of,
-    texture_of,
-    train_encoder,
-    turned,
-)
 from mstar.recipes import ablate as recipes
 from mstar.training.exit_codes import ExitCode
 from support.shard_sets import write_shard_set
@@ -173,188 +148,6 @@ def test_a_retargeted_copy_says_what_its_targets_are(tmp_path: Path) -> None:
     assert index.config["retargeted"] == "ones"
 
 
-@given(
-    scores=arrays(np.float64, st.integers(4, 30), elements=st.integers(-3, 3).map(float)),
-    data=st.data(),
-)
-@settings(max_examples=25, deadline=None)
-def test_auc_is_scikit_learns(scores: np.ndarray, data: st.DataObject) -> None:
-    labels = np.array(data.draw(st.lists(st.booleans(), min_size=len(scores),
-                                         max_size=len(scores))))  # fmt: skip
-    labels[0], labels[1] = True, False
-    assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
-
-
-def test_folds_hold_both_classes_evenly() -> None:
-    labels = np.arange(53) % 3 == 0
-    folds = folds_of(labels, 5, seed=1)
-    for value in (False, True):
-        counts = np.bincount(folds[labels == value], minlength=5)
-        assert counts.max() - counts.min() <= 1
-
-
-def planted_bags(shift: float, count: int = 60) -> tuple[list[np.ndarray], np.ndarray]:
-    """Bags in which a positive's patches, a third of them, are shifted in one direction."""
-    rng = np.random.default_rng(5)
-    labels = np.arange(count) % 2 == 0
-    bags = []
-    for label in labels:
-        bag = rng.standard_normal((int(rng.integers(6, 16)), 6)).astype(np.float32)
-        bag[: len(bag) // 3, 2] += shift * label
-        bags.append(bag)
-    return bags, labels
-
-
-def test_the_linear_probe_is_logistic_regression_on_means() -> None:
-    bags, labels = planted_bags(1.0)
-    train, test = np.stack([bag.mean(0) for bag in bags[:40]]), [bag.mean(0) for bag in bags[40:]]
-    centre, scale = train.mean(0), train.std(0)
-    reference = LogisticRegression(C=1 / (2 * ablate_probe.RIDGE * 40), tol=1e-8, max_iter=1000)
-    reference.fit((train - centre) / scale, labels[:40])
-    expected = reference.decision_function((np.stack(test) - centre) / scale)
-    found = linear(bags[:40], labels[:40], bags[40:], 0)
-    np.testing.assert_allclose(found, expected, atol=2e-3)
-
-
-def test_abmil_finds_what_a_third_of_the_patches_shows() -> None:
-    bags, labels = planted_bags(4.0)
-    folds = folds_of(labels, 3, seed=0)
-    assert cross_validated(abmil, bags, labels, folds) > 0.9
-
-
-def test_abmil_does_not_see_padding() -> None:
-    bags, labels = planted_bags(4.0)
-    alone = abmil(bags[:40], labels[:40], bags[40:50], 1)
-    beside = abmil(bags[:40], labels[:40], [*bags[40:50], np.zeros((50, 6), np.float32)], 1)
-    np.testing.assert_allclose(alone, beside[:10], atol=1e-5)
-
-
-def test_probes_find_nothing_in_noise() -> None:
-    bags, labels = planted_bags(0.0, count=120)
-    folds = folds_of(labels, 5, seed=0)
-    for fit in (linear, abmil):
-        assert abs(cross_validated(fit, bags, labels, folds) - 0.5) < 0.2
-
-
-def scores_with(gain: float, seeds: int) -> list[Score]:
-    """The method is `gain` above every control, give or take."""
-    rng = np.random.default_rng(2)
-    return [
-        Score(
-            seed=seed,
-            arm=arm,
-            probe=probe,
-            auc=0.7 + gain * (arm == "a") + float(rng.normal(0, 0.01)),
-        )
-        for seed in range(seeds)
-        for arm in ARMS
-        for probe in ("linear", "abmil")
-    ]
-
-
-def test_the_interval_is_students() -> None:
-    values = np.random.default_rng(0).normal(0.1, 0.05, 7)
-    found = interval(values)
-    low, high = stats.t.interval(0.95, 6, loc=values.mean(), scale=stats.sem(values))
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
-    assert math.isinf(interval(values[:1]).low)
-
-
-def test_the_verdict_needs_a_gain_and_five_cohorts() -> None:
-    assert all(verdict(scores_with(0.1, 5)).values())
-    assert not any(verdict(scores_with(0.1, 4)).values())
-    assert not any(verdict(scores_with(-0.05, 5)).values())
-    assert len(verdict(scores_with(0.1, 5))) == 6
-
-
-@pytest.mark.parametrize(
-    ("gain", "seeds", "said"),
-    [(0.1, 5, "beats"), (-0.05, 5, "does NOT beat"), (0.1, 4, "not judged")],
-)
-def test_the_summary_says_what_holds(gain: float, seeds: int, said: str) -> None:
-    scores = scores_with(gain, seeds)
-    assert is_judged(scores) == (seeds >= 5)
-    assert any(said in line for line in summary(scores, bounds=(0.6, 0.8)))
-
-
-def test_differences_are_paired_by_cohort() -> None:
-    scores = [
-        Score(seed=seed, arm=arm, probe="linear", auc=value)
-        for seed, arm, value in ((1, "a", 0.8), (2, "a", 0.9), (3, "a", 0.7), (2, "c", 0.6))
-    ]
-    assert paired(scores, "c", "linear").tolist() == pytest.approx([0.3])
-
-
-def test_table_summary_and_figure_name_every_arm(tmp_path: Path) -> None:
-    scores = scores_with(0.1, 5)
-    text = table(scores)
-    assert len(text.splitlines()) == 2 + len(ARMS)
-    assert all(f"({letter})" in text for letter in ARMS)
-    lines = summary(scores, bounds=(0.6, 0.8))
-    assert sum("(a) beats" in line for line in lines) == 6
-    assert "within" in lines[0]
-    assert not initial_auc_fits(scores, (0.75, 0.8))
-    draw(scores, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-def test_one_cohort_alone_can_be_shown(tmp_path: Path) -> None:
-    scores = [score for score in scores_with(0.1, 1) if score.arm in "ace"]
-    assert "inf" in table(scores)
-    draw(scores, tmp_path / "figure.png")
-
-
-def test_the_initial_encoder_learns_nuisances_and_loads_strictly(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    labels = {"site": rng.integers(0, 2, 80), "grade": rng.integers(0, 3, 80)}
-    patches = rng.integers(90, 140, (80, 64, 64, 3)).astype(np.uint8)
-    patches[labels["site"] == 1, :, :, 0] += 60
-    path = tmp_path / "encoder.safetensors"
-    config = NuisanceTraining(steps=30, batch=16, lr=1e-3, class_weight=1.0)
-    found = train_encoder(path, patches, labels, config, say=lambda text: None)
-    assert found["site"] > 0.8
-    load_model(find_encoder("vit_micro"), prepare_weights("vit_micro", str(path)))
-
-
-def test_the_initial_encoder_is_never_told_what_is_planted(tmp_path: Path) -> None:
-    labels = {"mutation": np.zeros(4, np.int64)}
-    with pytest.raises(AssertionError, match="planted"):
-        train_encoder(
-            tmp_path / "x.safetensors",
-            np.zeros((4, 64, 64, 3), np.uint8),
-            labels,
-            NuisanceTraining(steps=1),
-        )
-
-
-def test_components_are_uncorrelated_and_of_unit_variance() -> None:
-    mixed = np.random.default_rng(0).normal(size=(3000, 8)) @ np.diag([9, 5, 3, 2, 1, 1, 0.5, 0.1])
-    found = components_of((mixed @ np.ones((8, 8)) + mixed).astype(np.float32), 4)
-    assert found.shape == (3000, 4)
-    np.testing.assert_allclose(np.cov(found.T), np.eye(4), atol=0.06)
-
-
-def test_measures_that_do_not_vary_give_no_component() -> None:
-    one = np.random.default_rng(1).normal(size=(50, 1))
-    measures = np.concatenate([one, 2 * one, np.ones((50, 3))], 1).astype(np.float32)
-    assert components_of(measures, 4).shape == (50, 1)
-
-
-def test_texture_is_the_same_however_a_patch_is_turned() -> None:
-    patches = np.random.default_rng(2).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
-    turns = np.ascontiguousarray(np.rot90(patches, axes=(1, 2)))
-    np.testing.assert_allclose(texture_of(turns), texture_of(patches), rtol=1e-3, atol=1e-3)
-
-
-def test_turning_keeps_the_pixels() -> None:
-    rng = np.random.default_rng(1)
-    patches = rng.integers(0, 255, (12, 8, 8, 3)).astype(np.uint8)
-    after = turned(rng, patches)
-    assert (after != patches).any()
-    for one, other in zip(patches, after, strict=True):
-        assert sorted(map(bytes, one.reshape(-1, 3))) == sorted(map(bytes, other.reshape(-1, 3)))
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -378,6 +171,28 @@ def test_recipes_resolve() -> None:
     parts = JobParts(recipes=recipes.RECIPES, default=recipes.DEFAULT)
     assert resolve("ablate", ["quick", "--cases", "64"], parts, summary="").cases == 64
     assert len(resolve("ablate", [], parts, summary="").seeds) >= 5
+
+
+@pytest.mark.parametrize("arms", ["abcdefgh", "de", "e", "gh", "bf"])
+def test_a_unit_comes_after_all_that_it_needs(arms: str) -> None:
+    units = units_of(SeedRun(config=AblateConfig(arms=arms), seed=1, weights=""))
+    done: set[tuple[int, str, str]] = set()
+    for unit in units:
+        assert unit.is_ready(done)
+        done.add(unit.key())
+    assert {unit.letter for unit in units if unit.what == SCORE} == {*arms, "e"}
+    assert {unit.letter for unit in units if unit.what == TEACH} == set(teachers_of(arms))
+
+
+def test_an_arm_waits_for_its_own_seeds_teacher_and_for_the_pixels() -> None:
+    runs = [SeedRun(config=AblateConfig(arms="ach"), seed=seed, weights="") for seed in (1, 2)]
+    arm = next(unit for unit in units_of(runs[0]) if (unit.what, unit.letter) == (SCORE, "h"))
+    others = {unit.key() for unit in units_of(runs[1])}
+    ours = {unit.key() for unit in units_of(runs[0])} - {arm.key()}
+    assert not arm.is_ready(others)
+    assert arm.is_ready(ours)
+    for teacher in "ah":  # the first teacher's shards hold the pixels of all
+        assert not arm.is_ready(ours - {Unit(run=runs[0], what=TEACH, letter=teacher).key()})
 
 
 @pytest.fixture(scope="module")
@@ -447,3 +262,18 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(config) == ExitCode.COMPLETE
     assert "untrained aggregator" in capsys.readouterr().out
     assert not (tmp_path / "x").exists()
+
+
+def test_too_few_held_out_cases_are_an_error_that_says_so(small: AblateConfig) -> None:
+    strict = replace(small, folds=9)
+    features = {f"{case.slides[0]}": np.zeros((5, 4), np.float32) for case in cases_in(small)}
+    with pytest.raises(ConfigError, match=r"--cases 40: expected at least 9 held-out .*--folds"):
+        evaluate(SeedRun(config=strict, seed=3, weights=""), cohort_of(small), features)
+
+
+def cohort_of(small: AblateConfig) -> str:
+    return str(Path(small.out) / "seed-3" / "cohort")
+
+
+def cases_in(small: AblateConfig) -> list[Case]:
+    return read_cases(f"{cohort_of(small)}/cases.csv")

@@ -234,7 +234,7 @@ def _stage1(places: Places) -> list[str]:
         features=f"{places.inputs}/f",  # type: ignore[arg-type]
         text=f"{places.models or places.inputs}/bert",  # type: ignore[arg-type]
     )
-    flags = ["--epochs", "8"]
+    flags = ["--epochs", "24"]  # a few seconds of work after the middle
     flags += ["--aggregator.input-dropout", "0", "--aggregator.attention-dropout", "0"]
     if places.workers:
         flags += ["--workers", str(places.workers), "--engine", "deepspeed", "--zero-stage", "2"]

@@ -47,7 +47,7 @@ def files(out: str) -> Iterator[tuple[str, str]]:
         name = str(path.relative_to(out))
         if name.startswith("mlartifacts/"):  # MLflow's copies
             continue
-        if path.suffix == ".parquet":
+        if path.suffix == ".parquet" or path.name == "few_shot.safetensors":
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.suffix == ".safetensors":
+        elif path.suffix == ".safetensors":
             yield name, model_digest(load_fit(str(path)).fit)

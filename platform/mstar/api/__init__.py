@@ -11,7 +11,8 @@
     found = mstar.evaluate("macro_auc", scores, patients=patients, labels=labels)
 
 `generate_cohort`, `embed_slides` and `train_head` write into the folder that they are given;
-nothing else writes. These names stay; everything else of the package may move between minor versions.
+nothing else writes. These names stay; everything else of the package may move between minor
+versions.
 """
 
 from mstar.api.heads import Bag, Head, Prediction, evaluate, load_head, open_features

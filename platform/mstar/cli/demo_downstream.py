@@ -1,22 +1,27 @@
-"""The demo's last steps: what the two encoders are worth downstream, and the page that says so."""
+"""The demo's last steps: what the encoders are worth downstream, a page of it, a new slide."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from mstar.cli.demo_steps import Step, expect_complete
+from mstar.cohorts.generated.config import MIN_CASES, GenerateConfig
+from mstar.cohorts.generated.factors import iter_cases, slides_of
+from mstar.cohorts.generated.slide_pool import paint_one, slide_uri
 from mstar.downstream import sweep
 from mstar.downstream.results import job as results
 from mstar.downstream.results.config import ResultsConfig
 from mstar.downstream.sweep_config import SweepConfig
 from mstar.embed import job
 from mstar.embed.config import EmbedConfig
+from mstar.predict import job as predict
+from mstar.predict.config import PredictConfig
 
 TASKS = ("planted_mutation", "planted_cancer_type", "planted_survival")
 HEADS = ("abmil", "linear")
 
 
 def downstream_steps(embed: EmbedConfig, out: Path) -> list[Step]:
-    """Embed the cohort anew with the taught encoder, sweep heads over three tasks, make the page.
+    """Embed the cohort anew with the taught encoder, sweep, make the page, predict a new slide.
 
     embed: how the cohort was embedded by the initial encoder, its store included.
     """
@@ -41,6 +46,11 @@ def downstream_steps(embed: EmbedConfig, out: Path) -> list[Step]:
             look=f"{out / 'results' / 'index.html'}: open it in a browser",
             do=lambda: expect_complete(results.run(results_config(out))),
         ),
+        Step(
+            title="mstar predict: a slide that no job has seen, by a model of the sweep",
+            look=f"{out / 'prediction' / 'predictions.csv'}: calibrated scores, versions, warning",
+            do=lambda: expect_complete(predict.run(predict_config(embed, out))),
+        ),
     ]
 
 
@@ -64,4 +74,21 @@ def results_config(out: Path) -> ResultsConfig:
         title="The demo's cohort: initial encoder and stage 2",
         reference_encoder="initial",
         difference_resamples=1000,
+    )
+
+
+def predict_config(embed: EmbedConfig, out: Path) -> PredictConfig:
+    """The first slide of another generated cohort, tiled and embedded as those of this one."""
+    settings = GenerateConfig(out=str(out / "new-slide"), cases=MIN_CASES, seed=2)
+    slide = slides_of(settings, next(iter_cases(settings)))[0]
+    paint_one(settings, slide)
+    return PredictConfig(
+        model=str(out / "sweep" / TASKS[0] / "initial" / HEADS[0]),
+        slides=slide_uri(settings.out, slide),
+        out=str(out / "prediction"),
+        encoder=embed.encoder,
+        weights=embed.weights,
+        device=embed.device,
+        batch_size=embed.batch_size,
+        where="here",
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 from mstar.embed.config import EmbedConfig, grid_settings
 from mstar.embed.grids import GridSource
-from mstar.embed.readers import RemoteSource
 from mstar.embed.slide_writer import SlideWriter
 from mstar.embed.sources import LocalSource, PatchSource
 from mstar.embed.worker import EmbedWorker
@@ -81,7 +80,11 @@ def make_worker(plan: EmbedPlan, readers: Sequence[Any] = ()) -> EmbedWorker:
     )
     store = FeatureStore.open_or_create(config.out, store_identity(plan, spec))
     local = make_local_source(plan)
-    source: PatchSource = RemoteSource(readers) if readers else local
+    source: PatchSource = local
+    if readers:
+        from mstar.embed.readers import RemoteSource  # Ray, which embedding here needs not
+
+        source = RemoteSource(readers)
     return EmbedWorker(
         encoder=encoder,
         source=source,

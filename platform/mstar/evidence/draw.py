@@ -67,10 +67,10 @@ def picture(scores: SlideScores, layer: PatchScores, opened: Opened | None, abou
     )
     axes.set_xlabel(f"px, level 0. {scores.warning}", fontsize=7)
     axes.tick_params(labelsize=6)
-    bar = ScalarMappable(Normalize(0, 100), cmap=NAME)
-    figure.colorbar(bar, ax=axes, shrink=0.7).set_label(
-        "percentile among this slide's patches", fontsize=7
-    )
+    scale = ScalarMappable(Normalize(0, 100), cmap=NAME)
+    bar = figure.colorbar(scale, ax=axes, shrink=0.7)
+    bar.set_label("percentile among this slide's patches", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=130, metadata={"Software": None})
     return sink.getvalue()
@@ -85,14 +85,15 @@ def _span(scores: SlideScores, axis: int, whole: int, opened: Opened | None) -> 
 
 
 def patch_sheet(scores: SlideScores, layer: PatchScores, opened: Opened, count: int) -> Image.Image:
-    """The `count` highest patches in a row, the lowest below; labels are score and percentile.
+    """The `count` highest patches in a row, the lowest below; of fewer than twice as many, halves.
 
     Raises:
         PatchError: one cannot be read.
     """
     order = np.argsort(-layer.values, kind="stable")
-    count = min(count, len(order))
-    rows = [("top", order[:count]), ("bottom", order[::-1][:count])]
+    half = -(-len(order) // 2)  # no patch is in both rows
+    count = min(count, half)
+    rows = [("top", order[:count]), ("bottom", order[half:][::-1][:count])]
     cells = []
     for name, chosen in rows:
         for rank, at in enumerate(chosen.tolist(), start=1):

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import tifffile
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Integer, UInt8
 
 from mstar import __version__
 from mstar.evidence.palette import colours
@@ -62,8 +62,7 @@ def make_raster(scores: SlideScores, values: Float32[np.ndarray, " patch"]) -> R
     for (left, top), (right, bottom), value in places:
         total[top:bottom, left:right] += value
         count[top:bottom, left:right] += 1
-    with np.errstate(invalid="ignore"):
-        return Raster(values=total / np.where(count, count, np.nan), downsample=step)
+    return Raster(values=_means(total, count), downsample=step)
 
 
 def _downsample(size_l0: int, width_l0: int, height_l0: int) -> int:
@@ -146,6 +145,11 @@ def _halved(raster: Raster) -> Raster:
     there = np.isfinite(quarters)
     count = there.sum(axis=(1, 3))
     total = np.where(there, quarters, 0).sum(axis=(1, 3), dtype=np.float32)
-    with np.errstate(invalid="ignore"):
-        values = total / np.where(count, count, np.nan).astype(np.float32)
-    return Raster(values=values, downsample=2 * raster.downsample)
+    return Raster(values=_means(total, count), downsample=2 * raster.downsample)
+
+
+def _means(
+    total: Float32[np.ndarray, "row column"], count: Integer[np.ndarray, "row column"]
+) -> Float32[np.ndarray, "row column"]:
+    """NaN where nothing was counted."""
+    return total / np.where(count, count, np.nan).astype(np.float32)

@@ -180,7 +180,7 @@ def train_on_ray(
     """
     if objects.is_local(storage):
         storage = str(objects.local_path(storage).absolute())  # workers are in other folders
-    settings = {
+    settings: dict[str, Any] = {
         "train": train,
         "config": config,
         "folder": objects.join(storage, name),
@@ -206,8 +206,16 @@ def train_on_ray(
             ),
         )
         if _fit(trainer) != _LEAVING:
+            _delete_left_over(settings["folder"], group.keep_checkpoints)
             return
         log.warning("a node is taken away: going on from the last checkpoint without it")
+
+
+def _delete_left_over(folder: str, keep: int) -> None:
+    """Delete what a killed attempt had left to go on from: the Ray of this one knows it not."""
+    kept = list(whole_checkpoints(folder))[-keep:]
+    for name in found_checkpoints(folder).keys() - set(kept):
+        delete_checkpoint(folder, name)
 
 
 def _fit(trainer: ray.train.torch.TorchTrainer) -> object:

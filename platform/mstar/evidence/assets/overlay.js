@@ -2,23 +2,10 @@
    It knows the slide's place by one number and one point, both asked of OpenSeadragon. */
 "use strict";
 (() => {
-  const COLOURS = 64;
-  const STOPS = [ // viridis: even steps for the eye, also without red and green
-    [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
-    [31, 158, 137], [53, 183, 121], [110, 206, 88], [181, 222, 43], [253, 231, 37],
-  ];
-
   const unpack = (text, Kind) => {
     const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
     return new Kind(bytes.buffer); // little-endian, as every machine that runs a browser is
   };
-
-  const colourOf = (share) => {
-    const at = Math.min(Math.max(share, 0), 1) * (STOPS.length - 1);
-    const low = Math.min(Math.floor(at), STOPS.length - 2);
-    return STOPS[low].map((value, n) => Math.round(value + (STOPS[low + 1][n] - value) * (at - low)));
-  };
-  const RAMP = Array.from({ length: COLOURS }, (_, n) => colourOf(n / (COLOURS - 1)));
 
   class Overlay {
     constructor(viewer, data) {
@@ -32,6 +19,8 @@
         raw: unpack(one.values, Float32Array),
         percentile: unpack(one.percentile, Float32Array),
       }));
+      const shades = unpack(data.ramp, Uint8Array); // low to high: red, green, blue
+      this.ramp = Array.from({ length: shades.length / 3 }, (_, n) => [...shades.slice(3 * n, 3 * n + 3)]);
       this.scale = "percentile";
       this.threshold = 0;
       this.opacity = 0.55;
@@ -79,12 +68,13 @@
 
     setThreshold(value) {
       this.threshold = value;
-      this.bins = Array.from({ length: COLOURS }, () => []);
+      const last = this.ramp.length - 1;
+      this.bins = this.ramp.map(() => []);
       this.shown = 0;
       const values = this.values || [];
       for (let n = 0; n < values.length; n++) {
         if (!(values[n] >= value)) continue; // NaN as well
-        this.bins[Math.min(COLOURS - 1, Math.floor(this.shareOf(values[n]) * COLOURS))].push(n);
+        this.bins[Math.min(last, Math.floor(this.shareOf(values[n]) * (last + 1)))].push(n);
         this.shown += 1;
       }
       this.draw();
@@ -122,7 +112,7 @@
       pen.clearRect(0, 0, w, h);
       const [s, x0, y0] = [place.scale * dense, place.x * dense, place.y * dense];
       this.bins.forEach((bin, colour) => { // the highest last, on top
-        pen.fillStyle = `rgb(${RAMP[colour].join(",")})`;
+        pen.fillStyle = `rgb(${this.ramp[colour].join(",")})`;
         for (const n of bin) {
           const left = Math.round(x0 + this.x[n] * s);
           const top = Math.round(y0 + this.y[n] * s);
@@ -174,5 +164,5 @@
     }
   }
 
-  window.mstarOverlay = { Overlay, RAMP, unpack };
+  window.mstarOverlay = { Overlay, unpack };
 })();

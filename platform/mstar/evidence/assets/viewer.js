@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const data = window.MSTAR_VIEW;
-  const { Overlay, RAMP, unpack } = window.mstarOverlay;
+  const { Overlay, unpack } = window.mstarOverlay;
   const { drawPatch, tileUrl } = window.mstarPatch;
   const $ = (id) => document.getElementById(id);
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -64,7 +64,7 @@
     $("layer").replaceChildren(...data.layers.map((one, at) => element("option", one.label, { value: at })));
     const pen = $("ramp").getContext("2d");
     for (let x = 0; x < 256; x++) {
-      pen.fillStyle = `rgb(${RAMP[Math.floor((x * RAMP.length) / 256)].join(",")})`;
+      pen.fillStyle = `rgb(${overlay.ramp[Math.floor((x * overlay.ramp.length) / 256)].join(",")})`;
       pen.fillRect(x, 0, 1, 1);
     }
     $("layer").addEventListener("change", (event) => {

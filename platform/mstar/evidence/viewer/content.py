@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from mstar import __version__
 from mstar.errors import FeatureError
+from mstar.evidence.palette import palette
 from mstar.evidence.scores import PatchScores, SlideScores
 from mstar.evidence.viewer.deepzoom import DeepZoom
 from mstar.evidence.viewer.sentences import Nearest
 from mstar.predict.rows import WARNING
 
 DATA_NAME = "MSTAR_VIEW"
+COLOURS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +109,7 @@ def data_script(content: ViewContent) -> str:
             {**_layer(one), "label": label}
             for one, label in zip(content.layers, labels(content.layers), strict=True)
         ],
+        "ramp": packed(_ramp(), "u1"),
         "sentences": _sentences(content.nearest),
         "facts": [list(row) for row in content.facts],
     }
@@ -127,6 +130,13 @@ def labels(layers: Sequence[Layer]) -> list[str]:
 def packed(values: Any, kind: str) -> str:
     """Numbers as base64."""
     return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
+
+
+def _ramp() -> UInt8[np.ndarray, "colour 3"]:
+    """From low to high, the colours of all our pictures."""
+    places = np.linspace(0, len(palette()) - 1, COLOURS).round().astype(int)
+    shades: UInt8[np.ndarray, "colour 3"] = palette()[places]
+    return shades
 
 
 def _layer(layer: Layer) -> dict[str, Any]:
