@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -20,7 +22,7 @@ from mstar.data.bags import BagConfig, BagReader
 from mstar.data.cases import read_cases, write_cases
 from mstar.data.reports import read_reports
 from mstar.data.rna.store import ExpressionStore
-from mstar.downstream import encode_vectors
+from mstar.downstream import encode_job, encode_picture, encode_vectors
 from mstar.downstream.encode_config import EncodeConfig
 from mstar.downstream.encode_files import read_parquet, vectors_of
 from mstar.downstream.encode_job import run
@@ -59,6 +61,7 @@ def config_of(world: World, **fields: Any) -> EncodeConfig:
         "device": "cpu",
         "tracking": False,
         "picture": False,
+        "umap": "off",  # where it is installed, it compiles for half a minute
     }
     return EncodeConfig(**(given | fields))
 
@@ -299,6 +302,65 @@ def test_the_picture_and_the_counts_reach_the_tracker(
     assert logged["slide_vectors.vectors"] == len(rows(world, "slide_vectors"))
 
 
+def test_umap_is_drawn_where_it_is_installed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package itself is replaced: what it is given, and what becomes of its answer."""
+    given: dict[str, Any] = {}
+
+    class Reducer:
+        def __init__(self, **fields: Any) -> None:
+            given.update(fields)
+
+        def fit_transform(self, vectors: np.ndarray) -> np.ndarray:
+            return vectors[:, 1:3].astype(np.float64)
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))
+    for module in (encode_picture, encode_job):
+        monkeypatch.setattr(module, "umap_version", lambda: "0.0")
+    logged: list[str] = []
+
+    class Recorder(NullTracker):
+        def log_artifact(self, local_path: Path, folder: str = "") -> None:
+            logged.append(local_path.name)
+
+    monkeypatch.setattr("mstar.downstream.encode_job.start_tracking", lambda *_, **__: Recorder())
+    run(config_of(world, picture=True, seed=5, umap="on", tracking=True))
+    assert logged == ["slide_vectors.png", "slide_vectors_umap.png"]
+    assert (given["metric"], given["random_state"], given["n_jobs"]) == ("cosine", 5, 1)
+    expected = rows(world, "slide_vectors")
+    found = read_h5ad(world.root / "V" / "slide_vectors.h5ad")
+    drawn = np.stack([expected[name] for name in found.obs.index])[:, 1:3]
+    np.testing.assert_array_equal(found.obsm["X_umap"], drawn)
+    assert (world.root / "V" / "slide_vectors_umap.png").stat().st_size > 1000
+    run(config_of(world, picture=True, seed=5, umap="off"))
+    assert "X_umap" not in read_h5ad(world.root / "V" / "slide_vectors.h5ad").obsm
+
+
+def test_umap_that_is_not_installed_is_said(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (encode_picture, encode_job):
+        monkeypatch.setattr(module, "umap_version", lambda: "")
+    with pytest.raises(ConfigError, match=r"\[pictures\]"):
+        run(config_of(world, picture=True, umap="on"))
+    assert run(config_of(world, picture=True, umap="auto")) == ExitCode.COMPLETE
+    assert "extra `pictures`" in capsys.readouterr().out
+    assert not (world.root / "V" / "slide_vectors_umap.png").exists()
+
+
+@pytest.mark.slow
+def test_umap_keeps_groups_together() -> None:
+    pytest.importorskip("umap", reason="umap-learn, of the extra `pictures`, is not installed")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 16)) * 4
+    of = np.repeat(np.arange(3), 30)
+    vectors = (centres[of] + rng.normal(size=(90, 16)) * 0.5).astype(np.float32)
+    found = encode_picture.umap_coordinates(vectors, 0)
+    np.testing.assert_array_equal(found, encode_picture.umap_coordinates(vectors, 0))
+    apart = np.linalg.norm(found[:, None] - found[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (of[apart.argmin(axis=1)] == of).mean() > 0.95
+
+
 def test_without_a_cohort_every_slide_of_the_store(world: World) -> None:
     run(config_of(world, cohort=""))
     assert set(rows(world, "slide_vectors")) == set(FeatureStore.open(f"{world.root}/F").done_ids())
@@ -323,6 +385,7 @@ def test_raw_vectors_are_those_of_the_aggregator(world: World) -> None:
         ({"cohort": "", "level": "case"}, "--cohort"),
         ({"window": 0}, "--window"),
         ({"scale": "raw", "modalities": "wsi,text"}, "--scale raw"),
+        ({"umap": "on"}, "--umap on"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(built: World, fields: dict[str, Any], said: str) -> None:

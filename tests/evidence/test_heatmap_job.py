@@ -201,6 +201,18 @@ def test_run_again_makes_what_is_missing_and_refuses_other_scores(
         run(world.config(tmp_path, slides=("s0",), method="gradient"))
 
 
+def test_tiles_for_a_cropped_view_need_the_slide(world: EvidenceWorld, tmp_path: Path) -> None:
+    """These slides state no scanned area: theirs begins at (0, 0)."""
+    quiet = {"slides": ("s0",), "overlay": "none", "k": 0, "origin": "bounds"}
+    assert run(world.config(tmp_path, slide_files="", **quiet)) == ExitCode.EXCLUSIONS
+    assert "--origin bounds needs the slide" in (tmp_path / "failures.csv").read_text()
+    assert not (tmp_path / "s0").exists()
+    assert run(world.config(tmp_path, **quiet)) == ExitCode.COMPLETE
+    _, features = features_in(tmp_path / "s0" / "s0.geojson.gz")
+    first = features[0]["geometry"]["coordinates"][0][0]
+    assert first == scores_of(tmp_path).coords_l0[0].tolist()
+
+
 def test_other_methods_and_all_classes(world: EvidenceWorld, tmp_path: Path) -> None:
     config = world.config(
         tmp_path, slides=("s1",), method="occlusion", classes=("all",), passes=8,
@@ -269,6 +281,8 @@ def test_what_cannot_be_meant_is_refused(world: EvidenceWorld, tmp_path: Path) -
         run(world.config(tmp_path, slides=("nobody",)))
     with pytest.raises(WeightsError):
         run(world.config(tmp_path, model=str(tmp_path / "nothing")))
+    with pytest.raises(ConfigError, match="reads no gene expression"):
+        run(world.config(tmp_path, rna=str(tmp_path / "rna")))
     assert not any(tmp_path.iterdir())
 
 

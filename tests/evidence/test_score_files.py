@@ -14,6 +14,7 @@ from mstar.errors import FeatureError
 from mstar.evidence.overlay import make_raster
 from mstar.evidence.palette import LEVELS, level_colour, level_of
 from mstar.evidence.scores import PatchScores, SlideScores, percentiles, read_scores, write_scores
+from mstar.evidence.tiles import tiles
 
 
 def scores(coords: list[tuple[int, int]], values: list[float], side: int = 64) -> SlideScores:
@@ -70,6 +71,18 @@ def test_a_raster_has_each_patch_where_it_is_and_means_where_they_overlap() -> N
     assert np.isnan(raster.values[0, 24])
     assert raster.values[160:, 240:].tolist() == [[5.0] * 10] * 15  # cut at the slide's edge
     assert int(np.isfinite(raster.values).sum()) == 24 * 16 + 15 * 10
+
+
+def test_tiles_of_a_cropped_view_count_from_its_corner() -> None:
+    own = scores([(128, 64), (192, 640)], [1.0, 2.0])
+    shown = own.layers[0]
+    whole, cropped = tiles(own, shown=shown), tiles(own, shown=shown, offset_l0=(100, 50))
+    for a, b in zip(whole["features"], cropped["features"], strict=True):
+        rings = [np.array(one["geometry"]["coordinates"][0]) for one in (a, b)]
+        assert (rings[0] - rings[1]).tolist() == [[100, 50]] * 5
+    assert list(whole["features"][0]["properties"]["measurements"]) == [
+        "attention", "attention percentile", "instance: x: y", "instance: x: y percentile",
+    ]  # fmt: skip
 
 
 def test_levels_are_tenths_with_different_colours() -> None:

@@ -33,7 +33,14 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def leave_out(cohort: Path, cases: set[str]) -> None:
-    """Take cases out of the task, into a task of their own that its models are tested on."""
+    """Take cases out of cohort and task, into a task of their own that its models are tested on."""
+    cases_file = cohort / "cases.csv"
+    kept = [
+        line
+        for line in cases_file.read_text().splitlines(True)
+        if not any(case in line for case in cases)
+    ]
+    cases_file.write_text("".join(kept))
     table = cohort / "labels" / f"{TASK}.csv"
     rows = rows_of(table)
     for name, chosen in ((TASK, False), (LEFT_OUT, True)):
@@ -53,14 +60,14 @@ def leave_out(cohort: Path, cases: set[str]) -> None:
 def test_a_new_slide_has_the_score_that_a_sweep_gives_it(local_ray: None, tmp_path: Path) -> None:
     """To the bit, from its pixels; and so have the slides of the sweep's test part."""
     cohort, features = tmp_path / "C", tmp_path / "F"
-    assert generate.run(GenerateConfig(out=str(cohort), cases=16, seed=1, slide_px=1100)) == 0
-    assert split_job.run(split_config(cohort)) == 0
+    assert generate.run(GenerateConfig(out=str(cohort), cases=24, seed=1, slide_px=1100)) == 0
     slides_of = {
         row["case_id"]: row["slides"] for row in rows_of(cohort / "labels" / f"{TASK}.csv")
     }
     told = {row["case_id"]: row["label"] for row in rows_of(cohort / "labels" / f"{TASK}.csv")}
     new = {next(case for case in told if told[case] == name) for name in ("wildtype", "mutated")}
     leave_out(cohort, new)
+    assert split_job.run(split_config(cohort)) == 0
     debug = replace(embed_recipes.debug(), slides=str(cohort / "slides.csv"), out=str(features))
     embed = replace(debug, run=replace(debug.run, tracking=False))
     assert embed_job.run(embed) == 0

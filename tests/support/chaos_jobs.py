@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from mstar.data.cases import Case, write_cases
@@ -335,6 +336,19 @@ def _sweep(places: Places) -> list[str]:
     return ["-m", "support.sweep_driver", json.dumps(settings)]
 
 
+def _predictions(out: Path, notes: Path) -> Result:
+    """Every row, and what the files say of themselves but for where the inputs were."""
+    found = {}
+    for path in sorted(out.glob("**/predictions-*.parquet")):
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"mstar"])
+        for name in ("label_source", "split_source"):
+            del facts["extra"][name]
+        found[str(path.relative_to(out))] = {"facts": facts, "rows": table.to_pylist()}
+    assert found, f"no predictions in {out}"
+    return found
+
+
 JOBS = {
     job.name: job
     for job in (
@@ -378,7 +392,7 @@ JOBS = {
             command=_sweep,
             progress=_journal_lines,
             middle=3,
-            result=lambda out, notes: digests(out, "**/predictions-*.parquet"),
+            result=_predictions,
             worker="_Trial",
         ),
     )

@@ -67,23 +67,14 @@ class EvidenceWorld:
 
 def spec_of(number: int) -> SlideSpec:
     """Slides of different sizes and tissue; their ids are s0, s1 and so on."""
-    return SlideSpec(width=1500 + 256 * number, height=1300, seed=number)
+    return SlideSpec(width=1200 + 128 * number, height=1024, seed=number)
 
 
 def write_evidence_world(root: Path) -> EvidenceWorld:
     """Slides, features, and a study of one epoch, whose scores mean nothing."""
     for number in range(SLIDES):
         write_slide(root / "slides" / f"s{number}.svs", spec_of(number))
-    config = EmbedConfig(
-        slides=str(root / "slides"), out=str(root / "F"), encoder="texture", device="cpu",
-        precision="float32", batch_size=32, run=RunConfig(tracking=False),
-    )  # fmt: skip
-    plan = EmbedPlan(
-        config=config, run_id="t", weights=prepare_weights("texture", None), device="cpu",
-        precision="float32", batch_size=32, torch_threads=1, reader_threads=1,
-    )  # fmt: skip
-    found = [one for one in read_slides(config.slides) if isinstance(one, SlideRef)]
-    store, _ = embed_here(plan, found)
+    store, found = embed_folder(str(root / "slides"), root / "F")
     samples = [
         Sample(
             case_id=one.slide_id, slides=(one.slide_id,), label=at % 2, time_months=None,
@@ -95,3 +86,18 @@ def write_evidence_world(root: Path) -> EvidenceWorld:
     bags = load_bags(samples, store, cache_root=str(root / "cache"))
     run_study(STUDY, data, bags, [HEAD], out=str(root / "R"), seeds=(0, 1))
     return EvidenceWorld(root=root, store=store)
+
+
+def embed_folder(slides: str, out: Path) -> tuple[FeatureStore, list[SlideRef]]:
+    """Texture features of slides, in this process."""
+    config = EmbedConfig(
+        slides=slides, out=str(out), encoder="texture", device="cpu", precision="float32",
+        batch_size=32, run=RunConfig(tracking=False),
+    )  # fmt: skip
+    plan = EmbedPlan(
+        config=config, run_id="t", weights=prepare_weights("texture", None), device="cpu",
+        precision="float32", batch_size=32, torch_threads=1, reader_threads=1,
+    )  # fmt: skip
+    found = [one for one in read_slides(slides) if isinstance(one, SlideRef)]
+    store, _ = embed_here(plan, found)
+    return store, found

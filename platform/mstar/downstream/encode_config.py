@@ -41,6 +41,8 @@ class EncodeConfig:
     """Some of parquet, h5ad (AnnData), trident, patho-bench, separated by commas."""
     picture: bool = True
     """Draw the first two principal components, coloured by cancer type."""
+    umap: Literal["auto", "on", "off"] = "auto"
+    """Draw a UMAP as well; auto: where umap-learn is installed (the extra `pictures`)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the encoders run."""
     max_failures: str = "0"
@@ -70,6 +72,8 @@ class EncodeConfig:
             raise ConfigError(
                 "--cohort: expected the cohort folder, which says what a case has, got none."
             )
+        if self.umap == "on" and not self.picture:
+            raise ConfigError("--umap on: expected a picture to draw it in, got --no-picture.")
         if self.scale == "raw" and self.chosen != ("wsi",):
             raise ConfigError("--scale raw: reports and RNA come in unit length. Use unit.")
 

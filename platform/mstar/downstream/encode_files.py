@@ -2,7 +2,7 @@
 
 <table>.parquet      a row a sample: name, case_id, slides, cancer_type, site, patches, windows,
                      vector (a list of float32); provenance in the file's metadata
-<table>.h5ad         AnnData: X, obs, obsm["X_pca"] where a picture was drawn, uns["mstar"]
+<table>.h5ad         AnnData: X, obs, obsm["X_pca"], ["X_umap"] where drawn, uns["mstar"]
 trident/…            slide_features_<encoder>/<slide>.h5, and coords with their attributes
 patho_bench/…        by_slide_id/<slide>.h5 or by_case_id/<case>.h5
 """
@@ -79,9 +79,9 @@ def write_anndata(
     table: pa.Table,
     provenance: Mapping[str, Any],
     *,
-    pca: Float32[np.ndarray, "sample axis"] | None = None,
+    places: Mapping[str, Float32[np.ndarray, "sample axis"]] | None = None,
 ) -> None:
-    """Write a table in AnnData's format 0.1.0 (`.h5ad`)."""
+    """Write a table in AnnData's format 0.1.0 (`.h5ad`); `places` become `obsm["X_…"]`."""
     vectors = vectors_of(table)
 
     def write(path: Path) -> None:
@@ -93,8 +93,8 @@ def write_anndata(
             _frame(file, "obs", names, obs)
             _frame(file, "var", [f"dim_{place}" for place in range(vectors.shape[1])], {})
             obsm = _mapping(file, "obsm")
-            if pca is not None:
-                _array(obsm, "X_pca", pca)
+            for name, coordinates in (places or {}).items():
+                _array(obsm, f"X_{name}", coordinates)
             for name in ("varm", "obsp", "varp", "layers"):
                 _mapping(file, name)
             _text(_mapping(file, "uns"), "mstar", json.dumps(provenance, sort_keys=True))

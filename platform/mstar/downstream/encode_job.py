@@ -7,10 +7,8 @@ The tables are put together at the end; `encode.json`, written last, says what m
 """
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +18,10 @@ from mstar.config import differences, fingerprint
 from mstar.data.cases import SLIDES_JOINED_BY
 from mstar.downstream import encode_files as files
 from mstar.downstream.encode_config import EncodeConfig
-from mstar.downstream.encode_picture import draw, principal_components
+from mstar.downstream.encode_picture import draw_table, umap_version
 from mstar.downstream.encode_samples import Sample, Table, tables_of
 from mstar.downstream.encode_vectors import Encoded, SampleEncoder, encoder_of, provenance_of
-from mstar.errors import MstarError, StoreMismatchError
+from mstar.errors import ConfigError, MstarError, StoreMismatchError
 from mstar.features.store import FeatureStore
 from mstar.storage import objects
 from mstar.training.exit_codes import exit_code
@@ -52,7 +50,16 @@ class Done:
 
 
 def run(config: EncodeConfig) -> int:
-    """Encode what is missing, write the tables; returns the exit code."""
+    """Encode what is missing, write the tables; returns the exit code.
+
+    Raises:
+        ConfigError: UMAP is asked for and cannot be drawn.
+    """
+    if config.umap == "on" and not umap_version():
+        raise ConfigError(
+            "--umap on: umap-learn is not installed. Run `pip install mstar-platform[pictures]`, "
+            "or leave --umap out."
+        )
     tables = tables_of(config)
     provenance = {table.name: provenance_of(config, table) for table in tables}
     before = _record_before(config)
@@ -189,20 +196,16 @@ def _write(config: EncodeConfig, done: Done, provenance: dict[str, Any], tracker
         return
     name, formats = done.table.name, config.chosen_formats
     stated = {**provenance, "table": name, "mstar": mstar.__version__}
-    coordinates = None
+    places = {}
     if config.picture and len(done.vectors) > 1:
-        coordinates, shares = principal_components(files.vectors_of(done.vectors))
-        with tempfile.TemporaryDirectory(prefix="mstar-") as folder:
-            path = Path(folder) / f"{name}.png"
-            types = done.vectors.column("cancer_type").to_pylist()
-            draw(path, coordinates, shares, types, f"{name}: {len(done.vectors):,} vectors")
-            objects.put_file(path, objects.join(config.out, path.name))
-            tracker.log_artifact(path)
+        vectors, types = files.vectors_of(done.vectors), done.vectors["cancer_type"].to_pylist()
+        seed = None if config.umap == "off" else config.seed
+        places = draw_table(config.out, name, vectors, types, umap_seed=seed, tracker=tracker)
     # always: what a later run keeps is read from it
     files.write_parquet(objects.join(config.out, f"{name}.parquet"), done.vectors, stated)
     if "h5ad" in formats:
         uri = objects.join(config.out, f"{name}.h5ad")
-        files.write_anndata(uri, done.vectors, stated, pca=coordinates)
+        files.write_anndata(uri, done.vectors, stated, places=places)
     of_slides = done.table.modality == "wsi"
     if "trident" in formats and of_slides and config.level == "slide":
         store = FeatureStore.open(config.features)
@@ -258,4 +261,6 @@ def _summary_lines(config: EncodeConfig, done: Sequence[Done]) -> Iterator[str]:
         yield f"  {one.table.name}: {_count(one):,} vectors of {dim} ({one.new:,} new){extra}"
         for name in list(one.failures)[:FAILURES_SHOWN]:
             yield f"    failed {name}: {one.failures[name]}"
+    if config.picture and config.umap == "auto" and not umap_version():
+        yield "  pictures: PCA; for UMAP, install the extra `pictures` (umap-learn)"
     yield f"  output {config.out}: {', '.join(config.chosen_formats)}"

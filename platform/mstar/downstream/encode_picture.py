@@ -1,5 +1,12 @@
-"""Principal components of vectors, and their picture."""
+"""Two coordinates for each vector, by principal components or UMAP, and their picture.
 
+UMAP needs umap-learn (the extra `pictures`); where it is not installed, it is left out and said so.
+"""
+
+import importlib
+import importlib.metadata
+import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +15,48 @@ import numpy as np
 from jaxtyping import Float32
 from matplotlib.figure import Figure
 
+from mstar.storage import objects
+from mstar.training.tracking import Tracker
+
 SHOWN_TYPES = 12
+UMAP_FEWEST = 10  # vectors; of fewer, neighbourhoods say nothing
+UMAP_NEIGHBOURS, UMAP_DISTANCE = 15, 0.1
 _OTHERS = "#bbbbbb"
 _COLOURS = (
     *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),
     *("#222255", "#994f00", "#117733", "#882255", "#44aa99", "#ddaa33"),
 )
+
+
+def draw_table(
+    out: str,
+    name: str,
+    vectors: Float32[np.ndarray, "sample dim"],
+    types: Sequence[str],
+    *,
+    umap_seed: int | None,
+    tracker: Tracker,
+) -> dict[str, Float32[np.ndarray, "sample axis"]]:
+    """Draws a table's vectors, in `out` and in the tracker; method → their coordinates.
+
+    <name>.png: principal components. <name>_umap.png: UMAP, with a seed, where it is installed.
+    """
+    title = f"{name}: {len(vectors):,} vectors"
+    coordinates, shares = principal_components(vectors)
+    places = {"pca": coordinates}
+    drawn = [(f"{name}.png", coordinates, component_axes(shares), title)]
+    version = umap_version()
+    if umap_seed is not None and version and len(vectors) >= UMAP_FEWEST:
+        places["umap"] = umap_coordinates(vectors, umap_seed)
+        told = f"{title}, umap-learn {version}"
+        drawn.append((f"{name}_umap.png", places["umap"], ["UMAP 1", "UMAP 2"], told))
+    with tempfile.TemporaryDirectory(prefix="mstar-") as folder:
+        for file, found, axes, said in drawn:
+            path = Path(folder) / file
+            draw(path, found, axes, types, said)
+            objects.put_file(path, objects.join(out, file))
+            tracker.log_artifact(path)
+    return places
 
 
 def principal_components(
@@ -36,10 +79,48 @@ def principal_components(
     return coordinates, shares
 
 
+def umap_version() -> str:
+    """Of umap-learn; empty where it is not installed."""
+    try:
+        return importlib.metadata.version("umap-learn")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def umap_coordinates(
+    vectors: Float32[np.ndarray, "sample dim"], seed: int
+) -> Float32[np.ndarray, "sample axis"]:
+    """Coordinates by UMAP: who is near by cosine stays near, all else is up to it.
+
+    One thread, so that equal vectors and seeds give an equal picture.
+    """
+    assert len(vectors) >= UMAP_FEWEST
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of optional parts that it would like to have
+        umap = importlib.import_module("umap")
+        reducer = umap.UMAP(
+            n_neighbors=min(UMAP_NEIGHBOURS, len(vectors) - 1),
+            min_dist=UMAP_DISTANCE,
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+        )
+        made: Float32[np.ndarray, "sample axis"] = reducer.fit_transform(vectors)
+    return made.astype(np.float32, copy=False)
+
+
+def component_axes(shares: Sequence[float]) -> list[str]:
+    """What the axes of principal components are called."""
+    names = ("first component", "second component")
+    return [
+        f"{name} ({share:.0%} of the variance)" for name, share in zip(names, shares, strict=False)
+    ]
+
+
 def draw(
     path: Path,
     coordinates: Float32[np.ndarray, "sample axis"],
-    shares: Sequence[float],
+    axes: Sequence[str],
     types: Sequence[str],
     title: str,
 ) -> None:
@@ -56,9 +137,9 @@ def draw(
             label = f"{name or 'others'} ({int(rows.sum()):,})"
             second = coordinates[rows, 1] if coordinates.shape[1] > 1 else np.zeros(rows.sum())
             plot.scatter(coordinates[rows, 0], second, s=size, c=colour, label=label, lw=0)
-    plot.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
-    if len(shares) > 1:
-        plot.set_ylabel(f"second component ({shares[1]:.0%})")
+    plot.set_xlabel(axes[0])
+    if len(axes) > 1:
+        plot.set_ylabel(axes[1])
     plot.set_title(title)
     plot.legend(fontsize="small", markerscale=1.5, frameon=False, loc="best")
     figure.savefig(path, dpi=120)

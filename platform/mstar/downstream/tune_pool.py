@@ -90,6 +90,7 @@ def run_pieces(
 
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM; what is finished is in the journal.
+        MstarError: of the schedule, such as a journal that cannot be written.
     """
     if schedule.finished:
         return
@@ -123,6 +124,8 @@ def run_pieces(
             ),
         )
         tuner.fit()
+    if stop.error:
+        raise stop.error
     if stop.reason:
         raise InterruptedRunError(f"{stop.reason}; run it again to go on")
     assert schedule.finished, "Tune ended before the schedule did"
@@ -188,7 +191,7 @@ class _Pieces(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """The next piece, None when it has to wait, FINISHED when there is none left."""
-        if self._schedule.finished or self._stop.reason:
+        if self._schedule.finished or self._stop.stop_all():
             return Searcher.FINISHED
         piece = self._schedule.next()
         if piece is None:
@@ -201,13 +204,19 @@ class _Pieces(Searcher):  # type: ignore[misc]
     ) -> None:
         """Hand the answer on; no answer means that the actor died."""
         piece = self._running.pop(trial_id, None)
-        answered = not error and result is not None and "answer" in result
-        if piece is None or (self._stop.reason and not answered):
+        answer = None if error or result is None else result.get("answer")
+        if piece is None or self._stop.error or (self._stop.reason and answer is None):
             return  # what is cut off by the end of the job is done again by the next run
-        if error or not result or "answer" not in result:
+        try:
+            self._take(piece, answer)
+        except Exception as raised:  # Tune would call it the trial's, and the piece never end
+            self._stop.error = raised
+
+    def _take(self, piece: Piece, answer: str | None) -> None:
+        if answer is None:
             self._schedule.lose(piece, "the worker died (out of memory, or its node is gone)")
         else:
-            self._schedule.take(piece, _unpacked(result["answer"]))
+            self._schedule.take(piece, _unpacked(answer))
         self._on_answer()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,19 +17,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class SignalStop(tune.Stopper):  # type: ignore[misc]
     """Ends Tune when the job is told to end; an exception in its midst it would take for a trial's.
 
-    reason: which signal came; empty while none has.
+    reason: which signal came; empty while none has. error: of the driver's own work between trials,
+    such as a journal that cannot be written.
     """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.error: Exception | None = None
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """No trial by itself."""
         return False
 
     def stop_all(self) -> bool:
-        """Everything, once a signal has come."""
-        return bool(self.reason)
+        """Everything, once a signal has come or the driver cannot go on."""
+        return bool(self.reason) or self.error is not None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SignalStop":
         """The signal comes to this one."""

@@ -1,17 +1,16 @@
 """Which slides are asked for, where their features are, and where their pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mstar.api import Head
 from mstar.data.cases import read_cases
 from mstar.errors import FeatureError, ManifestError, MstarError
 from mstar.evidence.config import HeatmapConfig
 from mstar.features.store import FeatureStore
 from mstar.predict.config import PredictConfig
 from mstar.predict.features import wanted
-from mstar.predict.same_features import check_same, recorded
+from mstar.predict.same_features import check_same
 from mstar.schema import SlideRef
 from mstar.storage import objects
 from mstar.storage.manifest import BadRow, read_slides
@@ -23,29 +22,36 @@ class AskedSlides:
 
     store_of: slide → store, of slides that have features. to_embed: what `predict` embeds first.
     case_of: slide → case, where it is known. uri_of: slide → its file, where it is known.
-    failed: slide → why it cannot be scored.
+    rna_of: case → its row of gene expression, where it is named. failed: slide → why it cannot be
+    scored.
     """
 
     store_of: dict[str, FeatureStore] = field(default_factory=dict)
     to_embed: list[str] = field(default_factory=list)
     case_of: dict[str, str] = field(default_factory=dict)
     uri_of: dict[str, str] = field(default_factory=dict)
+    rna_of: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def asked_slides(config: HeatmapConfig, head: Head | None) -> AskedSlides:
+def asked_slides(config: HeatmapConfig, expected: Mapping[str, Any] | None) -> AskedSlides:
     """What the call names; nothing is embedded yet.
+
+    Args:
+        config: the call.
+        expected: the configuration of the model's features; None: any will do, and slides without
+            features cannot be embedded.
 
     Raises:
         FeatureError: a store holds other features than the model was trained on; a name is neither
             that of a slide in a store nor of a file.
     """
     stores = [FeatureStore.open(root) for root in feature_roots(config)]
-    if head is not None:
+    if expected is not None:
         for store in stores:
-            check_same(store.record.config, recorded(head), of=store.root)
+            check_same(store.record.config, expected, of=store.root)
     found = AskedSlides()
-    _from_cohort(config, found)
+    _from_cases(config, found)
     if not config.slides:
         found.store_of = {slide: store for store in stores for slide in sorted(store.done_ids())}
     for spec in config.slides:
@@ -53,7 +59,7 @@ def asked_slides(config: HeatmapConfig, head: Head | None) -> AskedSlides:
         if store is not None:
             found.store_of[spec] = store
         else:
-            _from_files(config, spec, stores, found, may_embed=head is not None)
+            _from_files(config, spec, stores, found, may_embed=expected is not None)
     return found
 
 
@@ -63,10 +69,10 @@ def feature_roots(config: HeatmapConfig) -> list[str]:
     return [root for text in given for root in text.split(",") if root]
 
 
-def embedded(config: HeatmapConfig, head: Head, found: AskedSlides) -> None:
+def embedded(config: HeatmapConfig, expected: Mapping[str, Any], found: AskedSlides) -> None:
     """Embed what has no features, as the model's training slides were; adds to `found`."""
     for spec in found.to_embed:
-        made = wanted(predict_config(config, spec), recorded(head))
+        made = wanted(predict_config(config, spec), expected)
         found.store_of |= made.store_of
         found.failed |= made.failed
 
@@ -77,6 +83,9 @@ def predict_config(config: HeatmapConfig, slides: str | None = None) -> PredictC
         model=config.model,
         out=config.out,
         slides=slides,
+        stage1=config.stage1,
+        stage2=config.stage2,
+        prompts=config.prompts,
         features=tuple(feature_roots(config)),
         encoder=config.encoder,
         weights=config.weights,
@@ -128,15 +137,16 @@ def _entries(config: HeatmapConfig, spec: str) -> Iterator[SlideRef | BadRow]:
         ) from error
 
 
-def _from_cohort(config: HeatmapConfig, found: AskedSlides) -> None:
+def _from_cases(config: HeatmapConfig, found: AskedSlides) -> None:
     """Whose the slides are, and their files."""
-    if config.cohort:
-        cases = read_cases(objects.join(config.cohort, "cases.csv"))
-        found.case_of |= {slide: case.case_id for case in cases for slide in case.slides}
     files = config.slide_files
-    if not files and config.cohort:
-        listed = objects.join(config.cohort, "slides.csv")
-        files = listed if objects.exists(listed) else ""
+    if config.cases:
+        cases = read_cases(config.cases)
+        found.case_of |= {slide: case.case_id for case in cases for slide in case.slides}
+        found.rna_of |= {case.case_id: case.rna for case in cases if case.rna}
+        beside = config.cases.rpartition("/")[0] + "/slides.csv"
+        if not files and "/" in config.cases and objects.exists(beside):
+            files = beside
     if files:
         entries: Any = read_slides(files)
         found.uri_of |= {one.slide_id: one.uri for one in entries if isinstance(one, SlideRef)}

@@ -42,23 +42,28 @@ class HeatmapConfig:
     """Occlusion: bags that go through the head for each slide or case, at most."""
     object_type: TileType = "tile"
     """What QuPath makes of a patch: tile, or detection, which it can measure and classify."""
+    origin: Literal["slide", "bounds"] = "slide"
+    """Where the GeoJSON counts from: the slide's corner, or that of its scanned area, to which
+    QuPath crops MRXS and some others."""
     overlay: Literal["colour", "values", "none"] = "colour"
     """The TIFF: percentiles as colours, the scores as numbers (float32), or none."""
     k: int = 8
     """Highest and lowest patches in patches.png; 0 for none."""
     slide_files: str = ""
-    """Where the files of slides named by id are, for pictures: folder or manifest. Default:
-    <cohort>/slides.csv."""
-    cohort: str = ""
-    """Cohort folder: says whose the slides are, and where their files."""
+    """Where the files of slides named by id are, for pictures: folder or manifest. Default: the
+    slides.csv beside --cases."""
+    cases: str = ""
+    """Table of cases (C/cases.csv): whose the slides are, and their gene expression."""
     rna: str = ""
     """Gene expression of heads that read it: an expression store, or a folder of <case>.csv."""
     gene_scale: Literal["log", "linear"] = "log"
     """Of the values in <case>.csv files: log, or linear (log(1 + value) is taken)."""
     stage1: str = ""
-    """--text: folder that `mstar stage1 --out` wrote."""
+    """--text: folder that `mstar stage1 --out` wrote. Zero-shot studies: where it lies now."""
     stage2: str = ""
     """--text: folder that `mstar stage2 --out` wrote; empty: the aggregator's tokens."""
+    prompts: str = ""
+    """Zero-shot studies: prompts in place of the study's own, a file or a folder of them."""
     minus: str = ""
     """--text: a text whose similarity is taken off: what the first says beyond this one."""
     window: int = 4096

@@ -22,7 +22,8 @@ from mstar.config import differences, to_dict, to_json
 from mstar.errors import MstarError, StoreMismatchError
 from mstar.evidence.asked_slides import AskedSlides, asked_slides, embedded
 from mstar.evidence.config import ALL_CLASSES, HeatmapConfig
-from mstar.evidence.scorers import ModelScorer, ScoredBag, Scorer, make_scorer
+from mstar.evidence.scored import ScoredBag, Scorer
+from mstar.evidence.scorers import make_scorer
 from mstar.evidence.scores import FILE, PatchScores, SlideScores, read_scores
 from mstar.evidence.views import ViewOptions, file_name, slide_folder, write_views
 from mstar.features.coordless import require_coords
@@ -54,8 +55,7 @@ class Outcome:
 def run(config: HeatmapConfig) -> int:
     """Run the job; returns its exit code."""
     scorer = make_scorer(config)
-    head = scorer.head if isinstance(scorer, ModelScorer) else None
-    slides = asked_slides(config, head)
+    slides = asked_slides(config, scorer.expected)
     outcome = Outcome(failed=dict(slides.failed))
     outcome.there = _done(config, scorer, slides)
     print(_plan(config, scorer, slides, outcome), flush=True)
@@ -66,8 +66,8 @@ def run(config: HeatmapConfig) -> int:
     if config.run.tracking:
         tracker = start_tracking("heatmap", config, out=config.out)
     with ended(tracker):
-        if head is not None and slides.to_embed:
-            embedded(config, head, slides)
+        if scorer.expected is not None and slides.to_embed:
+            embedded(config, scorer.expected, slides)
             outcome.failed |= slides.failed
             outcome.there = _done(config, scorer, slides)
         _score_all(config, scorer, slides, outcome)
@@ -138,18 +138,14 @@ def _score_bag(
             outcome.failed[slide] = "no patches: no tissue was found on it"
     if not read:
         return
-    scored = scorer.score(_case_of(slides, name, own), read)
+    case = slides.case_of.get(own[0], name)
+    scored = scorer.score(case, read, rna=slides.rna_of.get(case, ""))
     ends = np.cumsum([len(one.features) for one in read]).tolist()
     for one, end in zip(read, ends, strict=True):
         if one.grid.slide_id in outcome.there:
             continue
         part = slice(end - len(one.features), end)
         _write_slide(config, scorer, slides, one, scored, part, outcome)
-
-
-def _case_of(slides: AskedSlides, name: str, own: Sequence[str]) -> str:
-    """Whose a bag is: gene expression is looked up by it."""
-    return slides.case_of.get(own[0], name)
 
 
 def _write_slide(
@@ -176,6 +172,7 @@ def _write_slide(
     options = ViewOptions(
         about=_about(scorer, scored),
         object_type=config.object_type,
+        in_bounds=config.origin == "bounds",
         overlay=config.overlay_kind,
         k=config.k,
         cache_dir=config.run.cache_dir,
@@ -206,7 +203,7 @@ def chosen_layers(
 
 
 def _about(scorer: Scorer, scored: ScoredBag) -> str:
-    if isinstance(scorer, ModelScorer):
+    if "model" in scorer.identity:
         model = scorer.identity["model"]
         said = f", predicted {scored.predicted}" if scored.predicted else ""
         return f"{model['task']} by {model['head']} on {model['encoder']}{said}"
@@ -259,10 +256,10 @@ def _plan(config: HeatmapConfig, scorer: Scorer, slides: AskedSlides, outcome: O
 
 
 def _what(scorer: Scorer) -> str:
-    if not isinstance(scorer, ModelScorer):
+    if "model" not in scorer.identity:
         return f"likeness to “{scorer.identity['text']}”"
     model, count = scorer.identity["model"], scorer.identity["averaged_over"]
-    mean = f", mean of {count} models" if count > 1 else ", one model"
+    mean = f", mean of {count} models" if count > 1 else ""
     return f"{model['task']} by {model['head']} on {model['encoder']}{mean}"
 
 

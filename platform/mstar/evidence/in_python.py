@@ -3,16 +3,13 @@
 import io
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 from PIL import Image
 
 from mstar.api import Bag, Head
-from mstar.downstream.model_files import is_pooled
-from mstar.evidence.asked import Asked
 from mstar.evidence.draw import Opened, picture
 from mstar.evidence.explain import Method, explain, ways_of
-from mstar.evidence.scorers import offsets_of, output_names
+from mstar.evidence.model_scorer import asked_models
 from mstar.evidence.scores import PatchScores, SlideScores
 from mstar.features.store import FeatureStore
 from mstar.predict.models import stamp
@@ -50,21 +47,7 @@ def patch_scores(
     fit = head.models[0].fit
     ways = ways_of(fit.config.head, method)
     own = None if head.genes is None or genes is None else head.genes.grouped(genes)
-    asked = [
-        Asked(
-            name=fit.config.head,
-            head=module,
-            scores=model.fit.scores,
-            x=torch.from_numpy(bag.features.astype(np.float32)),
-            coords_l0=torch.from_numpy(bag.coords_l0 + offsets_of(bag)),
-            output_names=output_names(head),
-            group_names=() if head.genes is None else tuple(head.genes.groups),
-            genes=own,
-            pooled=is_pooled(model.fit),
-            passes=PASSES,
-        )
-        for model, module in zip(head.models, head.modules, strict=True)
-    ]
+    asked = asked_models(head, bag, own, passes=PASSES)
     layers = tuple(
         PatchScores.of(layer.kind, layer.values, layer.class_name) for layer in explain(asked, ways)
     )

@@ -24,7 +24,7 @@ from mstar.downstream.language.case_index import (
 from mstar.downstream.language.encoders import PatchSide, TextSide
 from mstar.downstream.tasks_job import parse_features
 from mstar.errors import ConfigError
-from mstar.evidence.scorers import SIMILARITY
+from mstar.evidence.scored import SIMILARITY
 from mstar.evidence.scores import PatchScores, SlideScores
 from mstar.evidence.views import ViewOptions, write_views
 from mstar.features.coordless import require_coords

@@ -17,15 +17,28 @@ from mstar.storage import objects
 
 
 def write_tiles(
-    uri: str, scores: SlideScores, *, shown: PatchScores, object_type: TileType = "tile"
+    uri: str,
+    scores: SlideScores,
+    *,
+    shown: PatchScores,
+    object_type: TileType = "tile",
+    offset_l0: tuple[int, int] = (0, 0),
 ) -> None:
-    """Write the collection, compressed; equal scores give equal bytes."""
-    content = json.dumps(tiles(scores, shown=shown, object_type=object_type)).encode()
+    """Write the collection, compressed; equal scores give equal bytes.
+
+    offset_l0: the corner that the reader's own view begins at (`mstar.slides.geojson`).
+    """
+    collection = tiles(scores, shown=shown, object_type=object_type, offset_l0=offset_l0)
+    content = json.dumps(collection).encode()
     objects.write_whole(uri, gzip.compress(content, mtime=0))
 
 
 def tiles(
-    scores: SlideScores, *, shown: PatchScores, object_type: TileType = "tile"
+    scores: SlideScores,
+    *,
+    shown: PatchScores,
+    object_type: TileType = "tile",
+    offset_l0: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     """The collection; what made it, and the warning, are a member of it that readers pass over."""
     classes = [
@@ -36,7 +49,9 @@ def tiles(
         (label(layer), layer.values.tolist(), layer.percentile.tolist()) for layer in scores.layers
     ]
     features = []
-    squares = patch_features(scores.coords_l0, scores.patch_size_l0, object_type=object_type)
+    squares = patch_features(
+        scores.coords_l0, scores.patch_size_l0, object_type=object_type, offset_l0=offset_l0
+    )
     for at, (square, level) in enumerate(zip(squares, level_of(shown.percentile), strict=True)):
         square["properties"]["classification"] = classes[level]
         measured = square["properties"]["measurements"] = {}

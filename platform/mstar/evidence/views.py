@@ -28,11 +28,13 @@ from mstar.storage.ids import quoted
 class ViewOptions:
     """What is written beside the scores.
 
-    about: what made the scores, in a line. k: patches of each end; 0 for none.
+    about: what made the scores, in a line. in_bounds: tiles count from the corner of the scanned
+    area, where QuPath begins. k: patches of each end; 0 for none.
     """
 
     about: str
     object_type: TileType = "tile"
+    in_bounds: bool = False
     overlay: OverlayKind | None = "colour"
     k: int = 8
     cache_dir: str | None = None
@@ -51,11 +53,16 @@ def write_views(
 
     drawn: the layers that pictures are made of; the first one colours the tiles.
     """
-    tiles = objects.join(folder, quoted(scores.slide_id) + ".geojson.gz")
-    write_tiles(tiles, scores, shown=drawn[0], object_type=options.object_type)
     notes: list[str] = []
     with ExitStack() as resources:
         opened = _open(scores, grid, options, resources, notes)
+        write_tiles(
+            objects.join(folder, quoted(scores.slide_id) + ".geojson.gz"),
+            scores,
+            shown=drawn[0],
+            object_type=options.object_type,
+            offset_l0=_origin(scores, opened, options),
+        )
         for layer in drawn:
             name = file_name(layer)
             image = picture(scores, layer, opened, options.about)
@@ -102,6 +109,23 @@ def _open(
         notes.append(f"the slide cannot be shown: {error}")
         return None
     return Opened(slide=slide, grid=grid)
+
+
+def _origin(scores: SlideScores, opened: Opened | None, options: ViewOptions) -> tuple[int, int]:
+    """Where the view begins that tiles are written for.
+
+    Raises:
+        SlideError: the scanned area is asked for, and the slide cannot be opened to tell.
+    """
+    if not options.in_bounds:
+        return 0, 0
+    if opened is None:
+        raise SlideError(
+            f"slide {scores.slide_id}: --origin bounds needs the slide's file to know where its "
+            "scanned area begins. Give --slide-files, or --origin slide."
+        )
+    x, y, _, _ = opened.slide.metadata.bounds_l0
+    return x, y
 
 
 def _write_sheet(

@@ -6,11 +6,13 @@ must be the same to the bit.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 from mstar.api import Bag
 from mstar.data.tasks import Task
@@ -28,17 +30,24 @@ from mstar.predict.models import Asked, Model, needed, one_by_one, stamp_of
 from mstar.predict.rows import class_columns
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ZeroShotParts:
+    """Encoders, prompts, what scores slides by them; ensemble: the vector of each class."""
+
+    sources: FamilySources
+    prompts: Prompts
+    scorer: PromptScorer
+    ensemble: Float32[Tensor, "1 label dim"]
+
+
 def open_zero_shot(config: PredictConfig, record: Mapping[str, Any]) -> Model:
     """Class prompts against the patches of a slide, or against its vector."""
-    sources, options = _sources(config, record), _options(record)
-    prompts = _prompts(config, record, sources)
-    scorer = PromptScorer(sources, options)
-    text, _ = sentence_vectors(prompts, sources.stage1)
-    ensemble = torch.from_numpy(class_vectors(text, wordings_of(prompts, seed=0)[:1]))
+    parts = zero_shot_parts(config, record)
+    prompts, scorer, sources = parts.prompts, parts.scorer, parts.sources
 
     def answer(asked: Asked, bag: Bag) -> dict[str, Any]:
         vectors = scorer.vectors(cast_features(bag.features), asked.name)
-        scores = scorer.row(vectors, ensemble)[0]
+        scores = scorer.row(vectors, parts.ensemble)[0]
         return {**class_columns(prompts.class_names, scores), "prompts": prompts.digest[:12]}
 
     stages = needed(record, "stages", config.model)
@@ -50,6 +59,16 @@ def open_zero_shot(config: PredictConfig, record: Mapping[str, Any]) -> Model:
         answers=one_by_one(answer),
         notes={"prompts": prompts.uri, "prompts_digest": prompts.digest, "calibrated": False},
     )
+
+
+def zero_shot_parts(config: PredictConfig, record: Mapping[str, Any]) -> ZeroShotParts:
+    """What a zero-shot study scores slides by."""
+    sources = _sources(config, record)
+    prompts, scorer = _prompts(config, record, sources), PromptScorer(sources, _options(record))
+    text, _ = sentence_vectors(prompts, sources.stage1)
+    wording = wordings_of(prompts, seed=0)[:1]
+    ensemble = torch.from_numpy(class_vectors(text, wording))
+    return ZeroShotParts(sources=sources, prompts=prompts, scorer=scorer, ensemble=ensemble)
 
 
 def open_few_shot(config: PredictConfig, record: Mapping[str, Any]) -> Model:

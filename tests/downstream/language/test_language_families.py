@@ -25,6 +25,9 @@ from mstar.downstream.statistics.metrics import value_of
 from mstar.downstream.studies import plan_sweep
 from mstar.embed.config import RunConfig
 from mstar.errors import ConfigError, TableError, WeightsError
+from mstar.evidence import heatmap_job
+from mstar.evidence.config import HeatmapConfig
+from mstar.evidence.scores import read_scores
 from mstar.predict import job as predict_job
 from mstar.predict.config import PredictConfig
 from mstar.predict.rows import WARNING
@@ -246,3 +249,36 @@ def test_zero_shot_takes_new_prompts_of_new_classes_and_no_changed_ones(
     (study / "study.json").write_text(json.dumps(record))
     with pytest.raises(TableError, match="expected the prompts of the study"):
         predict_slides(world, "zero", "mi_zero", tmp_path / "T", model=str(study))
+
+
+def heatmaps(world: World, task: str, method: str, out: Path, **fields: Any) -> None:
+    given: dict[str, Any] = {
+        "model": f"{world.root}/R/{task}/enc/{method}", "features": (f"{world.root}/F",),
+        "slides": (f"{case_id(1)}-0",), "out": str(out), "unit": "slide", "overlay": "none",
+        "run": RunConfig(tracking=False),
+    }  # fmt: skip
+    assert heatmap_job.run(HeatmapConfig(**given | fields)) == 0
+
+
+def test_heatmaps_of_a_zero_shot_study_are_of_its_prompts(
+    world: World, done: Schedule, tmp_path: Path
+) -> None:
+    """The first twenty rows of a case of class yes were planted along that class's text."""
+    heatmaps(world, "zero", "mi_zero", tmp_path / "H")
+    found = read_scores(str(tmp_path / "H" / f"{case_id(1)}-0" / "scores.parquet"))
+    layers = {layer.class_name: layer.values for layer in found.layers}
+    assert set(layers) == {"no", "yes"}
+    assert {layer.kind for layer in found.layers} == {"similarity"}
+    assert found.layers[0].class_name == found.made_by["prediction"]["predicted"] == "yes"
+    best = np.sort(layers["yes"])[::-1]
+    assert best[:15].mean() > 0.5
+    assert abs(best[25:].mean()) < 0.2
+    own = {r["slides"]: r for r in predict_slides(world, "zero", "mi_zero", tmp_path / "P")}
+    assert own[f"{case_id(1)}-0"]["score_yes"] == found.made_by["prediction"]["score_yes"]
+    with pytest.raises(ConfigError, match="compares the vectors of slides"):
+        heatmaps(world, "zero", "slide_text", tmp_path / "N")
+    with pytest.raises(ConfigError, match="scores no patches"):
+        heatmaps(world, "few", "few_linear", tmp_path / "N")
+    heatmaps(world, "few", "few_abmil", tmp_path / "A")
+    found = read_scores(str(tmp_path / "A" / f"{case_id(1)}-0" / "scores.parquet"))
+    assert found.layers[0].values.sum() == pytest.approx(1, abs=1e-4)

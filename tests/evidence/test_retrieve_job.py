@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mstar.downstream.language.encoders import SlideSide, TextSide
-from mstar.downstream.language.heatmap import ranked
-from mstar.downstream.language.heatmap_job import HeatmapConfig
-from mstar.downstream.language.heatmap_job import run as run_heatmap
-from mstar.downstream.language.retrieve_job import RetrieveConfig, retrieve, run
+from mstar.embed.config import RunConfig
 from mstar.errors import ConfigError, FeatureError
+from mstar.evidence.config import HeatmapConfig
+from mstar.evidence.heatmap_job import run as run_heatmap
+from mstar.evidence.retrieve_job import RetrieveConfig, retrieve, run
+from mstar.evidence.scores import read_scores
 from mstar.features.store import FeatureStore
 from support.language_world import World, case_id, write_world
 
@@ -103,32 +105,42 @@ def test_it_prints_one_screen_and_writes_hits_and_heatmaps(
     found = json.loads((tmp_path / "retrieved.json").read_text())
     assert len(found["hits"]) == 3
     assert all(len(hit["patches"]) == 4 for hit in found["hits"])
-    pictures = list((tmp_path / "heatmaps").glob("*.png"))
+    pictures = list((tmp_path / "heatmaps").glob("*/similarity.png"))
     assert len(pictures) == len(found["hits"][0]["slides"])
     assert pictures[0].read_bytes()[:4] == b"\x89PNG"
+    best = found["hits"][0]["patches"][0]
+    scores = read_scores(
+        str(next((tmp_path / "heatmaps").glob(f"01-{best['slide']}")) / "scores.parquet")
+    )
+    at = int(scores.layers[0].values.argmax())
+    assert scores.coords_l0[at].tolist() == [best["x_l0"], best["y_l0"]]
 
 
-def test_a_heatmap_has_a_tile_a_patch_coloured_by_rank(world: World, tmp_path: Path) -> None:
+def test_a_text_scores_patches_by_their_cosine(world: World, tmp_path: Path) -> None:
+    """The projection of this world changes nothing, so a patch's cosine is plain."""
+    slide = f"{case_id(0)}-0"
     asked = HeatmapConfig(
-        features=f"enc={world.root}/F", stage1=f"{world.root}/S1", stage2=f"{world.root}/S2",
-        slides=(f"{case_id(0)}-0",), text="pale stroma", minus="solid gland", out=str(tmp_path),
+        features=(f"enc={world.root}/F",), stage1=f"{world.root}/S1", stage2=f"{world.root}/S2",
+        slides=(slide,), text="pale stroma", minus="solid gland", out=str(tmp_path),
+        device="cpu", run=RunConfig(tracking=False),
     )  # fmt: skip
     assert run_heatmap(asked) == 0
-    tiles = json.loads(gzip.decompress((tmp_path / f"{case_id(0)}-0.geojson.gz").read_bytes()))
-    grid = FeatureStore.open(f"{world.root}/F").read(f"{case_id(0)}-0").grid
-    assert len(tiles["features"]) == len(grid)
+    scores = read_scores(str(tmp_path / slide / "scores.parquet"))
+    text = TextSide(f"{world.root}/S1")
+    vectors = text.vectors(text.token_ids(["pale stroma", "solid gland"], ["q", "r"]))
+    rows = FeatureStore.open(f"{world.root}/F").read(slide).features.astype(np.float32)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    (layer,) = scores.layers
+    np.testing.assert_allclose(layer.values, unit @ (vectors[0] - vectors[1]), atol=1e-5)
+    tiles = json.loads(gzip.decompress((tmp_path / slide / f"{slide}.geojson.gz").read_bytes()))
     cosines = np.array([f["properties"]["measurements"]["similarity"] for f in tiles["features"]])
+    np.testing.assert_allclose(cosines, layer.values, rtol=1e-5)
     best = tiles["features"][int(cosines.argmax())]["properties"]["classification"]
-    worst = tiles["features"][int(cosines.argmin())]["properties"]["classification"]
-    assert (best["name"], worst["name"]) == ("similarity 10 of 10", "similarity 1 of 10")
-    assert best["color"] != worst["color"]
-    assert ranked(np.array([0.3, 0.1, 0.2], np.float32)).tolist() == pytest.approx(
-        [2 / 3, 0, 1 / 3]
-    )
+    assert best["name"] == "similarity 10 of 10"
     with pytest.raises(FeatureError, match="expected a slide of"):
-        run_heatmap(
-            HeatmapConfig(**{n: getattr(asked, n) for n in asked.__slots__} | {"slides": ("x",)})
-        )
+        run_heatmap(replace(asked, slides=("x",)))
+    with pytest.raises(ConfigError, match="--classes yes: expected one of none"):
+        run_heatmap(replace(asked, classes=("yes",)))
 
 
 def test_bad_questions_are_refused(world: World) -> None:
