@@ -245,6 +245,11 @@ def test_sentences_are_those_that_lie_nearest(world: ViewWorld) -> None:
     other = replace(scores, coords_l0=scores.coords_l0[shuffled], layers=tuple(fewer))
     again = gather(config, {"other": other}, slide).nearest
     np.testing.assert_array_equal(again.index, found.index[shuffled])
+    elsewhere = scores.coords_l0.copy()
+    elsewhere[[0, 7]] += 1
+    part = gather(config, {"part": replace(scores, coords_l0=elsewhere)}, slide).nearest
+    assert np.flatnonzero((part.index == -1).all(axis=1)).tolist() == [0, 7]
+    np.testing.assert_array_equal(part.index[8:], found.index[8:])
     moved = replace(scores, coords_l0=scores.coords_l0 + np.array([0, 1]))
     with pytest.raises(FeatureError, match="none of its patches"):
         gather(config, {"moved": moved}, slide)

@@ -44,7 +44,7 @@ class Asked:
     ) -> HeadOutput:
         """What the head says of bags of these rows; one bag where no sizes are given."""
         offsets = torch.tensor([0, *(sizes or (len(x),))]).cumsum(0)
-        more = ()
+        more: tuple[GroupedGenes, ...] = ()
         if isinstance(self.head, GeneHead):
             assert self.genes is not None
             bags = len(offsets) - 1

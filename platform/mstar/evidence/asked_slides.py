@@ -55,9 +55,9 @@ def asked_slides(config: HeatmapConfig, expected: Mapping[str, Any] | None) -> A
     if not config.slides:
         found.store_of = {slide: store for store in stores for slide in sorted(store.done_ids())}
     for spec in config.slides:
-        store = next((one for one in stores if _has(one, spec)), None)
-        if store is not None:
-            found.store_of[spec] = store
+        own = next((one for one in stores if _has(one, spec)), None)
+        if own is not None:
+            found.store_of[spec] = own
         else:
             _from_files(config, spec, stores, found, may_embed=expected is not None)
     return found

@@ -70,8 +70,9 @@ def _of_groups(asked: Asked) -> Found:
 
 def _of_cmta(asked: Asked) -> Found:
     """The cross-attention in which groups of genes ask for patches; the head does not return it."""
-    head, seen = asked.head, []
+    head = asked.head
     assert isinstance(head, Cmta)
+    seen: list[Tensor] = []
 
     def look(module: nn.Module, given: tuple[Tensor, ...], _: object) -> None:
         hook.remove()  # or the call below would be looked at too
@@ -171,7 +172,7 @@ def explain(asked: Sequence[Asked], ways: Sequence[Way]) -> tuple[RawLayer, ...]
     for way in ways:
         found = [way.score(one) for one in asked]
         for name in found[0]:
-            values = np.mean([_numbers(one[name]) for one in found], axis=0, dtype=np.float64)
+            values = np.stack([_numbers(one[name]) for one in found]).mean(0, dtype=np.float64)
             if not np.isfinite(values).all():
                 raise FeatureError(
                     f"{way.kind} {name}: expected finite scores, got "

@@ -33,7 +33,8 @@ def _pooled(asked: Asked, whole: Float[Tensor, "1 target"]) -> Float[Tensor, "pa
     count = len(asked.x)
     total = asked.x.double().sum(0)
     parts = []
-    for rows in torch.split(asked.x, ROWS_AT_ONCE):
+    for start in range(0, count, ROWS_AT_ONCE):
+        rows = asked.x[start : start + ROWS_AT_ONCE]
         means = ((total - rows.double()) / (count - 1)).float()
         parts.append(whole - asked.targets(means, (1,) * len(means)))
     return torch.cat(parts)
@@ -66,7 +67,7 @@ def neighbours(coords: Int64[Tensor, "patch 2"], most: int) -> list[Int64[Tensor
     assert len(coords) > 1
     most = max(2, most)
     if len(coords) <= most:
-        return list(torch.arange(len(coords)).split(1))
+        return list(torch.arange(len(coords))[:, None].unbind())
     blocks = [torch.arange(len(coords))]
     while 2 * len(blocks) <= most:
         blocks = [half for block in blocks for half in _halves(coords, block)]

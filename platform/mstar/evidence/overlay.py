@@ -67,7 +67,7 @@ def make_raster(scores: SlideScores, values: Float32[np.ndarray, " patch"]) -> R
 
 def _downsample(size_l0: int, width_l0: int, height_l0: int) -> int:
     """A power of two, so that a patch has PATCH_SIDE pixels and the raster not too many."""
-    step = 2 ** max(0, int(math.log2(max(1, size_l0 // PATCH_SIDE))))
+    step = 1 << max(0, int(math.log2(max(1, size_l0 // PATCH_SIDE))))
     while (width_l0 // step) * (height_l0 // step) > MOST_PIXELS:
         step *= 2
     return step

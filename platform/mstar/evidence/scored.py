@@ -32,9 +32,17 @@ class ScoredBag:
 class Scorer(Protocol):
     """Scores bags."""
 
-    identity: dict[str, Any]
-    unit: str
-    expected: Mapping[str, Any] | None
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What made the scores: equal for equal scores."""
+
+    @property
+    def unit(self) -> str:
+        """What is one bag: slide or case."""
+
+    @property
+    def expected(self) -> Mapping[str, Any] | None:
+        """The configuration of its features; None: any of the right length."""
 
     def score(self, name: str, slides: Sequence[SlideFeatures], *, rna: str = "") -> ScoredBag:
         """The layers of the patches of some slides, one after another.
