@@ -24,7 +24,8 @@ STAGE2 = JOBS["stage2"]
 
 def killed_in_the_middle(places: Places, cluster: ChaosCluster) -> None:
     """The driver and all that it started get SIGKILL; the workers end when Ray misses it."""
-    running = Running(STAGE2, places, env={"RAY_ADDRESS": cluster.address})
+    second = replace(STAGE2, middle=2)  # the first is whole when the second begins
+    running = Running(second, places, env={"RAY_ADDRESS": cluster.address})
     running.wait_for_the_middle()
     running.kill()
     assert not objects.exists(objects.join(places.out, "stage2.json"))

@@ -9,6 +9,7 @@ import json
 import math
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 import mstar
 from mstar.cli.main import main
+from mstar.embed.config import RunConfig
 from mstar.errors import ConfigError, FeatureError, StoreMismatchError, WeightsError
 from mstar.evidence.heatmap_job import run
 from mstar.evidence.palette import LEVELS, colours
@@ -256,6 +259,26 @@ def test_broken_slides_are_rows_and_the_others_are_done(
 
 def scores_of_store(world: EvidenceWorld, slide: str) -> Any:
     return mstar.Bag.of(world.store, slide)
+
+
+@pytest.mark.slow
+def test_the_run_is_in_mlflow(
+    world: EvidenceWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = world.config(tmp_path / "H", slides=("s0",))
+    assert run(replace(config, run=RunConfig())) == ExitCode.COMPLETE
+    client = MlflowClient(f"sqlite:///{tmp_path}/H/mlflow.db")
+    experiment = client.get_experiment_by_name("heatmap")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["model"] == config.model
+    assert (found.data.metrics["slides"], found.data.metrics["failed"]) == (1, 0)
+    assert found.data.tags["warning"] == WARNING
+    pictures = [file.path for file in client.list_artifacts(found.info.run_id, "s0")]
+    assert len(pictures) == 1
+    assert pictures[0].endswith(".png")
 
 
 def test_a_dry_run_writes_nothing(

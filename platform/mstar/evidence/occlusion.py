@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mstar.evidence.asked import Asked
 
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE, MEANS_AT_ONCE = 65_536, 8_192
 
 
 @torch.no_grad()
@@ -33,8 +33,8 @@ def _pooled(asked: Asked, whole: Float[Tensor, "1 target"]) -> Float[Tensor, "pa
     count = len(asked.x)
     total = asked.x.double().sum(0)
     parts = []
-    for start in range(0, count, ROWS_AT_ONCE):
-        rows = asked.x[start : start + ROWS_AT_ONCE]
+    for start in range(0, count, MEANS_AT_ONCE):
+        rows = asked.x[start : start + MEANS_AT_ONCE]
         means = ((total - rows.double()) / (count - 1)).float()
         parts.append(whole - asked.targets(means, (1,) * len(means)))
     return torch.cat(parts)

@@ -10,7 +10,7 @@ MAX_DOWNSAMPLE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewConfig:
-    """Look at a slide in the browser, patch scores over it. Research software, not for patients."""
+    """Look at a slide and its patch scores in a browser. Not for decisions about a patient."""
 
     slide: str = ""
     """The slide's file; default: the one that the first --scores names."""
