@@ -225,7 +225,7 @@ def read_scores(path: Path) -> list[Score]:
 def _write_pixels(run: SeedRun, pixels: Pixels) -> None:
     made = run.folder / f"{PIXELS}.part"
     with made.open("wb") as file:
-        np.savez(file, **pixels)
+        np.savez(file, **pixels)  # type: ignore[arg-type]  # mypy takes them for allow_pickle
     made.rename(run.folder / PIXELS)
 
 
