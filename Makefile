@@ -18,7 +18,7 @@ CHECKED := mstar.slides,mstar.features,mstar.data,$\
 	mstar.downstream.population,mstar.downstream.fold_views,mstar.downstream.objectives,mstar.downstream.evaluate,$\
 	mstar.downstream.model_files,mstar.downstream.predictions,mstar.downstream.study,mstar.downstream.statistics,$\
 	mstar.downstream.results,mstar.downstream.curves,mstar.downstream.figures,mstar.downstream.prediction_parts,$\
-	mstar.embed.packing,mstar.embed.sources,mstar.embed.worker,mstar.embed.slide_writer,beartype.beartype
+	mstar.embed.packing,mstar.embed.sources,mstar.embed.worker,mstar.embed.slide_writer,mstar.evidence,beartype.beartype
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all check format bench lock

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mstar.errors import ConfigError, StorageError
+from mstar.errors import ConfigError
 from mstar.storage import objects
 
 FILE, FOLDER = "journal.jsonl", "journal"
@@ -59,13 +59,10 @@ class Journal:
             self._fd = -1
 
     def _append_local(self, data: bytes) -> None:
-        try:
-            written = os.write(self._fd, data)
+        with objects.named_errors("writing", objects.join(self._out, FILE)):
+            while data:  # a full disk takes a part, and says so the next time
+                data = data[os.write(self._fd, data) :]
             os.fsync(self._fd)
-        except OSError as error:
-            raise StorageError(f"{self._out}: the journal cannot be written: {error}") from error
-        if written != len(data):
-            raise StorageError(f"{self._out}: the journal cannot be written: is the disk full?")
 
     def _open_locked(self, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
