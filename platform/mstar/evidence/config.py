@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mstar.data.rna.case_files import Scale
 from mstar.embed.config import MissingMpp, RunConfig
 from mstar.errors import ConfigError
 from mstar.evidence.explain import Method
@@ -56,7 +57,7 @@ class HeatmapConfig:
     """Table of cases (C/cases.csv): whose the slides are, and their gene expression."""
     rna: str = ""
     """Gene expression of heads that read it: an expression store, or a folder of <case>.csv."""
-    gene_scale: Literal["log", "linear"] = "log"
+    gene_scale: Scale = "log"
     """Of the values in <case>.csv files: log, or linear (log(1 + value) is taken)."""
     stage1: str = ""
     """--text: folder that `mstar stage1 --out` wrote. Zero-shot studies: where it lies now."""

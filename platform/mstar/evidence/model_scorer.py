@@ -8,17 +8,14 @@ import numpy as np
 import torch
 
 from mstar.api import Bag, Head, load_head
-from mstar.data.task_genes import GeneReader, GeneSettings
-from mstar.downstream.gene_record import NewGenes
 from mstar.downstream.model_files import is_pooled
-from mstar.errors import ConfigError
 from mstar.evidence.asked import RISK, Asked
 from mstar.evidence.config import HeatmapConfig
 from mstar.evidence.explain import explain, ways_of
 from mstar.evidence.scored import ScoredBag, bag_of, check_classes
 from mstar.features.files import SlideFeatures
 from mstar.models.heads import GroupedGenes
-from mstar.predict.models import stamp, temperature_of
+from mstar.predict.models import new_genes, stamp, temperature_of
 from mstar.predict.rows import score_columns
 from mstar.predict.same_features import recorded
 
@@ -42,7 +39,9 @@ class ModelScorer:
             self.unit = config.unit
         groups = self.head.genes.groups if self.head.genes is not None else ()
         check_classes(config.classes, (*output_names(self.head), *groups, RISK))
-        self.genes = _genes_of(config, self.head)
+        self.genes = new_genes(
+            self.head, model=config.model, rna=config.rna, scale=config.gene_scale
+        )
         self.expected = recorded(self.head)
         self.identity = {
             "model": {k: v for k, v in stamp(self.head).items() if k != "mstar_version"},
@@ -112,20 +111,3 @@ def output_names(head: Head) -> tuple[str, ...]:
         return head.classes
     outputs = head.models[0].fit.num_outputs
     return (RISK,) if outputs == 1 else tuple(f"time bin {at + 1}" for at in range(outputs))
-
-
-def _genes_of(config: HeatmapConfig, head: Head) -> NewGenes | None:
-    """Gene expression, of models that read it."""
-    if head.genes is None:
-        if config.rna:
-            raise ConfigError(f"--rna: {config.model} reads no gene expression. Leave it out.")
-        return None
-    if not config.rna:
-        raise ConfigError(
-            f"{config.model}: the head reads slides and gene expression. Give --rna: an expression "
-            "store, or a folder of <case>.csv files."
-        )
-    settings = GeneSettings(
-        source=config.rna, missing_genes=head.genes.missing, scale=config.gene_scale
-    )
-    return NewGenes(head.genes, GeneReader(settings))

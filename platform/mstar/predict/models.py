@@ -16,6 +16,7 @@ import numpy as np
 
 from mstar import __version__
 from mstar.api import Bag, Head, load_head
+from mstar.data.rna.case_files import Scale
 from mstar.data.task_genes import GeneReader, GeneSettings
 from mstar.downstream.gene_record import NewGenes
 from mstar.downstream.model_files import SUFFIX, model_digest
@@ -115,7 +116,8 @@ def study_record(model: str) -> dict[str, Any]:
 def open_heads(config: PredictConfig) -> Model:
     """Trained heads, those that read genes too."""
     head = load_head(config.model)
-    temperature, genes = temperature_of(config.model, head), _genes_of(config, head)
+    temperature = temperature_of(config.model, head)
+    genes = new_genes(head, model=config.model, rna=config.rna, scale=config.gene_scale)
 
     def answer(asked: Asked, bag: Bag) -> dict[str, Any]:
         row = None if genes is None else genes.row(asked.rna)
@@ -186,25 +188,29 @@ def needed(record: Mapping[str, Any], name: str, model: str) -> Any:
     return record[name]
 
 
-def _genes_of(config: PredictConfig, head: Head) -> NewGenes | None:
+def new_genes(head: Head, *, model: str, rna: str, scale: Scale) -> NewGenes | None:
     """The new cases' expression, for heads that read it.
+
+    Args:
+        head: the study's models.
+        model: the study's address, for errors.
+        rna: an expression store or a folder of files; empty where none is given.
+        scale: what its values are.
 
     Raises:
         ConfigError: it is not given, or given to heads that read none.
     """
     if head.genes is None:
-        if config.rna:
-            raise ConfigError(f"--rna: {config.model} reads no gene expression. Leave it out.")
+        if rna:
+            raise ConfigError(f"--rna: {model} reads no gene expression. Leave it out.")
         return None
-    if not config.rna:
+    if not rna:
         raise ConfigError(
-            f"{config.model}: the head {head.models[0].fit.config.head} reads slides and gene "
-            f"expression ({len(head.genes.genes):,} genes). Give --rna: an expression store, or a "
-            "folder of <case>.csv files. Without genes it has no prediction."
+            f"{model}: the head {head.models[0].fit.config.head} reads slides and gene expression "
+            f"({len(head.genes.genes):,} genes). Give --rna: an expression store, or a folder of "
+            "<case>.csv files. Without genes it has no prediction."
         )
-    settings = GeneSettings(
-        source=config.rna, missing_genes=head.genes.missing, scale=config.gene_scale
-    )
+    settings = GeneSettings(source=rna, missing_genes=head.genes.missing, scale=scale)
     return NewGenes(head.genes, GeneReader(settings))
 
 
