@@ -43,8 +43,9 @@ SHOWN = 5
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What became of the slides; notes: slide → what could not be drawn."""
+    """What became of the slides; notes: slide → what could not be drawn; patches: scored."""
 
+    patches: int = 0
     made: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -116,7 +117,7 @@ def _score_all(
                     (slide for slide in own if slide not in done), str(error)
                 )
             count += len(own)
-            progress.update(slides_done=count)
+            progress.update(slides_done=count, patches_done=outcome.patches)
 
 
 def _score_bag(
@@ -181,6 +182,7 @@ def _write_slide(
     folder = slide_folder(config.out, name)
     outcome.notes[name] = write_views(folder, scores, slide.grid, options, drawn=drawn)
     outcome.made.append(name)
+    outcome.patches += len(slide.features)
     outcome.pictures += [objects.join(folder, file_name(layer) + ".png") for layer in drawn[:1]]
 
 

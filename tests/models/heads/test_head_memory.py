@@ -33,8 +33,8 @@ if train:
 assert bool(output.logits.isfinite().all())
 print(used() - before)
 """
-JUDGING_MIB = {"transmil": 3500, "cmta": 3500, "mcat": 1000, "motcat": 1000, "porpoise": 1000}
-TRAINING_MIB = {"clam_sb": 1800, "clam_mb": 1800, "mcat": 2000, "motcat": 2000, "porpoise": 3000}
+JUDGING_MIB = {"transmil": 3500, "cmta": 2000}
+TRAINING_MIB = {"clam_sb": 1800, "clam_mb": 1800, "porpoise": 2300}
 TRANSFORMERS = ("transmil", "transmil_plus", "cmta")
 TRAINED = [name for name in HEADS if HEADS[name].trained and name not in TRANSFORMERS]
 
