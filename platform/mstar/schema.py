@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
+RESEARCH_ONLY = "research software: not for decisions about a patient"
+"""Stands in every output that a clinician could see."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideRef:

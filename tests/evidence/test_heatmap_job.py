@@ -29,7 +29,7 @@ from mstar.evidence.palette import LEVELS, colours
 from mstar.evidence.scores import SlideScores, read_scores
 from mstar.features.coordless import coordless_grid
 from mstar.features.exchange import import_layout
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from mstar.training.exit_codes import ExitCode
 from support.evidence_world import SLIDES, EvidenceWorld, spec_of, write_evidence_world
 from support.slides import tissue_truth, write_non_image, write_slide, write_without_mpp
@@ -71,10 +71,10 @@ def test_scores_are_those_of_the_models(world: EvidenceWorld, made: Path) -> Non
         assert told["predicted"] == head.classes[int(said.scores.argmax())]
         assert found.layers[0].class_name == told["predicted"]
         assert found.made_by["identity"]["averaged_over"] == 2
-        assert found.warning == WARNING
+        assert found.warning == RESEARCH_ONLY
     record = json.loads((made / "heatmap.json").read_text())
     assert record["slides"] == [f"s{number}" for number in range(SLIDES)]
-    assert (record["failed"], record["notes"], record["warning"]) == ({}, {}, WARNING)
+    assert (record["failed"], record["notes"], record["warning"]) == ({}, {}, RESEARCH_ONLY)
 
 
 def features_in(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -131,7 +131,7 @@ def test_tiles_are_valid_geojson_on_the_tissue(made: Path) -> None:
             assert measured[f"{label} percentile"] == pytest.approx(first.percentile[at], abs=1e-3)
             level = min(LEVELS - 1, int(first.percentile[at] * LEVELS / 100))
             assert one["properties"]["classification"]["name"] == f"{label} {level + 1} of {LEVELS}"
-        assert document["mstar"]["warning"] == WARNING
+        assert document["mstar"]["warning"] == RESEARCH_ONLY
 
 
 def middles(found: SlideScores, downsample: int) -> Iterator[tuple[int, int]]:
@@ -149,7 +149,7 @@ def test_the_overlay_has_each_patch_s_colour_in_its_place(made: Path) -> None:
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         assert page.is_tiled
-        assert WARNING in page.description
+        assert RESEARCH_ONLY in page.description
         downsample = -(-found.width_l0 // page.shape[1])
         assert downsample == found.patch_size_l0 // 16
         pixels = page.asarray()
@@ -197,7 +197,7 @@ def test_run_again_makes_what_is_missing_and_refuses_other_scores(
     shown = capsys.readouterr().out
     assert "2 with features, 1 of them done" in shown
     assert "made         1; 0 without" in shown
-    assert WARNING in shown
+    assert RESEARCH_ONLY in shown
     assert (tmp_path / "s1" / "scores.parquet").exists()
     assert (tmp_path / "s0" / "scores.parquet").stat().st_mtime_ns == kept
     with pytest.raises(StoreMismatchError, match=r"made otherwise.*methods"):
@@ -275,7 +275,7 @@ def test_the_run_is_in_mlflow(
     assert found.info.status == "FINISHED"
     assert found.data.params["model"] == config.model
     assert (found.data.metrics["slides"], found.data.metrics["failed"]) == (1, 0)
-    assert found.data.tags["warning"] == WARNING
+    assert found.data.tags["warning"] == RESEARCH_ONLY
     pictures = [file.path for file in client.list_artifacts(found.info.run_id, "s0")]
     assert len(pictures) == 1
     assert pictures[0].endswith(".png")

@@ -16,7 +16,7 @@ from mstar.evidence.viewer.job import run
 from mstar.evidence.viewer.page import page_files
 from mstar.evidence.viewer.serve import ViewServer
 from mstar.evidence.viewer.tiles import TileMaker
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from mstar.slides.reader import open_slide
 from mstar.training.exit_codes import ExitCode
 from support.chromium import Page, Pipe, chromium, find_chromium
@@ -133,7 +133,7 @@ def text(page: Page, name: str) -> str:
 
 
 def test_it_loads_from_a_disk_with_the_slide_in_its_place(page: Page, world: ViewWorld) -> None:
-    assert WARNING[1:] in page.run("document.querySelector('.banner').innerText")
+    assert RESEARCH_ONLY[1:] in page.run("document.querySelector('.banner').innerText")
     slider(page, "opacity", 0)
     seen = page.screenshot().astype(int)
     for patch in (0, 7, 19, 33):

@@ -33,7 +33,7 @@ from mstar.evidence.viewer.sentences import drawn, split_sentences
 from mstar.evidence.viewer.serve import HOST, ViewServer
 from mstar.evidence.viewer.tiles import TileMaker
 from mstar.features.store import FeatureStore
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from mstar.slides.reader import open_slide
 from mstar.training.exit_codes import ExitCode
 from support.slides import SlideSpec, write_slide, write_undecodable_tile
@@ -90,7 +90,7 @@ def test_the_server_gives_the_page_and_the_tiles(world: ViewWorld, server: ViewS
     root = f"/{server.token}/"
     status, page, headers = ask(server, root)
     assert status == 200
-    assert WARNING[1:] in page.decode()
+    assert RESEARCH_ONLY[1:] in page.decode()
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     for name in re.findall(r'(?:src|href)="([^"#:]+)"', page.decode()):
         assert ask(server, root + name)[0] == 200, name
@@ -135,7 +135,7 @@ def test_data_holds_every_number_of_the_scores(world: ViewWorld, server: ViewSer
     places = [unpacked(told["patches"][axis], "<i4") for axis in "xy"]
     np.testing.assert_array_equal(np.stack(places, axis=1), world.coords)
     assert told["patches"]["size_l0"] == SIDE
-    assert told["warning"] == WARNING
+    assert told["warning"] == RESEARCH_ONLY
 
 
 def data_of(script: bytes) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def test_a_folder_holds_every_tile_and_a_second_run_makes_none(
     out = tmp_path / "V"
     arguments = ["view", "--scores", str(world.scores), "--export", str(out)]
     assert main(arguments) == ExitCode.COMPLETE
-    assert WARNING in capsys.readouterr().out
+    assert RESEARCH_ONLY in capsys.readouterr().out
     with openslide.OpenSlide(world.slide) as slide:
         expected = DeepZoomGenerator(slide, 254, 1)
         names = {
@@ -183,7 +183,7 @@ def test_a_folder_holds_every_tile_and_a_second_run_makes_none(
     assert size in (out / "slide.dzi").read_text()
     record = json.loads((out / "view.json").read_text())
     assert record["complete"] is True
-    assert record["warning"] == WARNING
+    assert record["warning"] == RESEARCH_ONLY
     (out / "slide_files" / "3" / "0_0.jpg").unlink()
     assert main(arguments) == ExitCode.COMPLETE
     assert f"{len(names):,} (1 new)" in capsys.readouterr().out
@@ -326,7 +326,7 @@ def test_the_job_serves_until_it_is_told_to_stop(
     assert run(config_of(world)) == ExitCode.COMPLETE
     said = capsys.readouterr().out
     assert re.search(r"open +http://127\.0\.0\.1:\d+/[\w-]{20,}/\n", said)
-    assert WARNING in said
+    assert RESEARCH_ONLY in said
     assert run(config_of(world, dry_run=True)) == ExitCode.COMPLETE
     assert "Nothing was written" in capsys.readouterr().out
     with socket.socket() as taken:

@@ -29,9 +29,8 @@ from mstar.features.store import FeatureStore
 from mstar.models.patch_encoders import prepare_weights
 from mstar.predict.config import PredictConfig
 from mstar.predict.job import run
-from mstar.predict.rows import WARNING
 from mstar.predict.temperature import calibrated, fit_temperature
-from mstar.schema import SlideRef
+from mstar.schema import RESEARCH_ONLY, SlideRef
 from mstar.storage.ledger import FailureLedger
 from mstar.storage.manifest import read_slides
 from mstar.training.exit_codes import ExitCode
@@ -115,11 +114,11 @@ def test_slides_are_embedded_alike_and_scored_as_in_the_study(
         assert said == scores.tolist()  # to the bit
         assert row["predicted"] == f"class{int(np.argmax(scores))}"
         assert float(row["calibrated_class0"]) + float(row["calibrated_class1"]) == pytest.approx(1)
-        assert row["warning"] == WARNING
-    assert WARNING in capsys.readouterr().out
+        assert row["warning"] == RESEARCH_ONLY
+    assert RESEARCH_ONLY in capsys.readouterr().out
     record = json.loads((tmp_path / "predict.json").read_text())
     assert (record["cases"], record["failed"]) == (8, 0)
-    assert record["warning"] == WARNING
+    assert record["warning"] == RESEARCH_ONLY
 
 
 @pytest.mark.slow
@@ -146,7 +145,7 @@ def test_the_run_is_in_mlflow(
     assert (first.metrics["cases"], first.metrics["failed"]) == (1, 1)
     assert first.metrics["seconds"] > 0
     assert (first.tags["task"], first.tags["head"]) == ("planted", "abmil")
-    assert first.tags["warning"] == WARNING
+    assert first.tags["warning"] == RESEARCH_ONLY
     names = {file.path for file in client.list_artifacts(runs[0].info.run_id)}
     assert {"predictions.csv", "failures.csv", "predict.json", "config.json"} <= names
     path = client.download_artifacts(runs[0].info.run_id, "failures.csv", str(tmp_path))

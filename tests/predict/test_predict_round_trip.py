@@ -18,8 +18,8 @@ from mstar.embed import job as embed_job
 from mstar.embed.config import RunConfig
 from mstar.predict import job
 from mstar.predict.config import PredictConfig
-from mstar.predict.rows import WARNING
 from mstar.recipes import embed as embed_recipes
+from mstar.schema import RESEARCH_ONLY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -107,4 +107,4 @@ def test_a_new_slide_has_the_score_that_a_sweep_gives_it(local_ray: None, tmp_pa
                 names = found.facts.class_names
                 said = [float(rows[case][f"score_{name}"]) for name in names]
                 assert said == scores.tolist(), (head, case)
-                assert rows[case]["warning"] == WARNING
+                assert rows[case]["warning"] == RESEARCH_ONLY

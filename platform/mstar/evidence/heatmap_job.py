@@ -28,7 +28,8 @@ from mstar.evidence.scores import FILE, PatchScores, SlideScores, read_scores
 from mstar.evidence.views import ViewOptions, file_name, slide_folder, write_views
 from mstar.features.coordless import require_coords
 from mstar.features.files import SlideFeatures
-from mstar.predict.rows import WARNING, cases_of
+from mstar.predict.rows import cases_of
+from mstar.schema import RESEARCH_ONLY
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.progress import ProgressReporter
@@ -226,7 +227,7 @@ def _write(config: HeatmapConfig, scorer: Scorer, outcome: Outcome) -> None:
         "failed": outcome.failed,
         "notes": {slide: notes for slide, notes in outcome.notes.items() if notes},
         "mstar_version": __version__,
-        "warning": WARNING,
+        "warning": RESEARCH_ONLY,
     }
     objects.write_whole(objects.join(config.out, RECORD), to_json(record).encode())
 
@@ -234,7 +235,7 @@ def _write(config: HeatmapConfig, scorer: Scorer, outcome: Outcome) -> None:
 def _track(config: HeatmapConfig, tracker: Tracker, outcome: Outcome) -> None:
     counts = {"slides": len(outcome.made) + len(outcome.there), "failed": len(outcome.failed)}
     tracker.log_metrics({name: float(value) for name, value in counts.items()}, step=0)
-    tracker.set_tags({"warning": WARNING})
+    tracker.set_tags({"warning": RESEARCH_ONLY})
     if objects.is_local(config.out):
         for uri in outcome.pictures[:PICTURES_TRACKED]:
             path = objects.local_path(uri)
@@ -273,7 +274,7 @@ def _say(config: HeatmapConfig, outcome: Outcome) -> None:
     for note in sorted(unseen)[:SHOWN]:
         print(f"  note         {note[:160]}")
     print(f"  output       {config.out}")
-    print(f"  {WARNING}")
+    print(f"  {RESEARCH_ONLY}")
 
 
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:

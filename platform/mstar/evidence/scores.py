@@ -21,8 +21,7 @@ from jaxtyping import Float32, Int64
 
 from mstar import __version__
 from mstar.errors import FeatureError
-from mstar.predict.rows import WARNING
-from mstar.schema import Grid
+from mstar.schema import RESEARCH_ONLY, Grid
 from mstar.storage import objects
 
 FILE = "scores.parquet"
@@ -77,7 +76,7 @@ class SlideScores:
     layers: tuple[PatchScores, ...]
     made_by: Mapping[str, Any] = field(default_factory=dict)
     mstar_version: str = __version__
-    warning: str = WARNING
+    warning: str = RESEARCH_ONLY
 
     def __len__(self) -> int:
         """Number of patches."""

@@ -29,8 +29,9 @@ from mstar.errors import MstarError
 from mstar.predict.config import PredictConfig
 from mstar.predict.features import Wanted, wanted
 from mstar.predict.models import Asked, Model, open_model
-from mstar.predict.rows import WARNING, cases_of
+from mstar.predict.rows import cases_of
 from mstar.predict.same_features import embed_config, recorded_in
+from mstar.schema import RESEARCH_ONLY
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
@@ -61,7 +62,7 @@ def run(config: PredictConfig) -> int:
     if config.run.tracking:
         tracker = start_tracking("predict", config, out=config.out)
     with nullcontext() if isinstance(tracker, NullTracker) else ended(tracker):
-        tracker.set_tags({**model.stamp, "warning": WARNING})
+        tracker.set_tags({**model.stamp, "warning": RESEARCH_ONLY})
         rows, failed = predict_all(config, model, wanted(config, expected))
         done = Predicted(rows=rows, failed=failed, seconds=time.monotonic() - began_s)
         write(config, model, done)
@@ -118,7 +119,7 @@ def _row(
         "slides": ";".join(asked.store_of),
         **answer,
         **model.stamp,
-        "warning": WARNING,
+        "warning": RESEARCH_ONLY,
         "slides_without_features": ";".join(lost),
     }
 
@@ -155,7 +156,7 @@ def _record(config: PredictConfig, model: Model, done: Predicted) -> bytes:
         "cases": len(done.rows),
         "failed": len(done.failed),
         "mstar_version": __version__,
-        "warning": WARNING,
+        "warning": RESEARCH_ONLY,
     }
     return to_json(record).encode()
 
@@ -199,4 +200,4 @@ def _say(config: PredictConfig, model: Model, done: Predicted) -> None:
         told = "none: no validation predictions" if told is None else f"{told:.3f}"
         print(f"  temperature {told}")
     print(f"  output      {objects.join(config.out, 'predictions.csv')}, .parquet")
-    print(f"  {WARNING}")
+    print(f"  {RESEARCH_ONLY}")

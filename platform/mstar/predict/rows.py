@@ -9,7 +9,6 @@ from mstar.api import Head, Prediction
 from mstar.features.store import FeatureStore
 from mstar.predict.temperature import calibrated
 
-WARNING = "research software: not for decisions about a patient"
 SURVIVAL_MONTHS = (12, 24, 36, 60)
 
 

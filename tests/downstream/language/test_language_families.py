@@ -30,7 +30,7 @@ from mstar.evidence.config import HeatmapConfig
 from mstar.evidence.scores import read_scores
 from mstar.predict import job as predict_job
 from mstar.predict.config import PredictConfig
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from support.language_world import World, case_id, write_stage2, write_world
 from support.planted_sweep import sweep_config
 from support.serve_sweep import files, serve
@@ -219,7 +219,7 @@ def test_a_new_slide_is_scored_as_in_the_study(
         else:
             np.testing.assert_allclose(said, told.scores[of_case].mean(axis=0), rtol=1e-5)
         assert row["predicted"] == ("no", "yes")[int(np.argmax(said))]
-        assert (row["head"], row["warning"]) == (method, WARNING)
+        assert (row["head"], row["warning"]) == (method, RESEARCH_ONLY)
 
 
 def test_zero_shot_takes_new_prompts_of_new_classes_and_no_changed_ones(

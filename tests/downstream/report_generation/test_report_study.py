@@ -22,6 +22,7 @@ from mstar.downstream.results.sources import read_runs
 from mstar.downstream.statistics.generation import GENERATION_COLUMNS, column
 from mstar.downstream.stream import BagSource
 from mstar.errors import ConfigError, SplitError, TrainingError, WeightsError
+from mstar.schema import RESEARCH_ONLY
 from support.report_cohort import SMALL, ReportCohort, report_cohort, report_task_data
 
 OPTIONS = HistGenOptions(
@@ -88,6 +89,7 @@ def test_the_page_needs_no_network_and_shows_what_is_generated(done: Concluded) 
     page = Path(done.folder, "samples-test.html").read_text()
     assert not re.search(r"(src|href)=|url\(|@import|<script", page)
     assert "Generated data" in page
+    assert RESEARCH_ONLY.capitalize() in page
     assert page.count("<article>") == 3
     assert "grade" in page
     assert str(Path(done.folder, "samples-test.html")) in done.figures

@@ -18,7 +18,7 @@ from mstar.embed.config import RunConfig
 from mstar.errors import ConfigError, WeightsError
 from mstar.predict import job as predict_job
 from mstar.predict.config import PredictConfig
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from support.report_cohort import SMALL, ReportCohort, report_cohort
 
 OPTIONS = HistGenOptions(
@@ -60,7 +60,10 @@ def test_every_slide_gets_the_report_that_evaluation_gave_it(
 ) -> None:
     config = config_of(cohort, study, tmp_path)
     assert run(config) == 0
-    assert "10 reports, 10 written by this run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 reports, 10 written by this run" in said
+    assert RESEARCH_ONLY in said
+    assert (tmp_path / "reports.csv").read_text().count(RESEARCH_ONLY) == 10
     written = read_reports(str(tmp_path / "reports.csv"))
     with Path(study, "reports-test.csv").open() as file:
         for row in csv.DictReader(file):
@@ -125,5 +128,5 @@ def test_predict_gives_the_reports_that_the_study_wrote(
         for told in csv.DictReader(file):
             row = rows[f"{told['case_id']}-1"]
             assert row["report"] == told["generated"]
-            assert row["warning"] == WARNING
+            assert row["warning"] == RESEARCH_ONLY
     assert read_reports(str(tmp_path / "reports" / "reports.csv")).keys() == rows.keys()

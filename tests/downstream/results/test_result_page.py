@@ -11,6 +11,7 @@ from mstar.downstream.predictions import Predictions
 from mstar.downstream.results.config import ResultsConfig
 from mstar.downstream.results.job import run
 from mstar.downstream.results.svg import tag, ticks
+from mstar.schema import RESEARCH_ONLY
 from support.prediction_files import classification, survival, write_study
 
 FEW: dict[str, Any] = {"resamples": 100, "difference_resamples": 100, "workers": 1}
@@ -129,6 +130,7 @@ def test_drawings_are_named_for_those_who_hear_the_page(whole: str) -> None:
 
 
 def test_the_page_says_what_it_must(whole: str) -> None:
+    assert RESEARCH_ONLY in whole
     for said in (
         "leak: 3 patients",
         "paper-compat numbers read high",

@@ -1,7 +1,7 @@
 """`mstar report write`: a trained model writes the reports of slides that have none.
 
     <out>/texts/<case_id>.json   one report, with the digests of model and features that it is of
-    <out>/reports.csv            case_id, text: as `mstar cohort build --reports` takes it
+    <out>/reports.csv            case_id, text, warning: as `mstar cohort build --reports` takes it
 
 Run it again and only what is missing, or was written by another model or search, is written.
 Cases whose slides have no features are left out, counted and named: exit code 3.
@@ -35,6 +35,7 @@ from mstar.downstream.report_generation.writing import (
 from mstar.downstream.stream import BagSource
 from mstar.features.store import FeatureStore
 from mstar.models.histgen import DecodingConfig
+from mstar.schema import RESEARCH_ONLY
 from mstar.storage import objects
 from mstar.storage.ids import quoted
 from mstar.training.exit_codes import ExitCode
@@ -84,6 +85,7 @@ def run(config: ReportWriteConfig) -> int:
         f"{len(work.missing):,} written by this run in {time.monotonic() - began_s:.1f} s; "
         f"{unfinished:,} cut at {work.decoding.max_new_tokens} tokens"
         + (f"; {len(empty):,} without a word: {shortened(empty)}" if empty else "")
+        + f"\n  {RESEARCH_ONLY}"
     )
     return ExitCode.EXCLUSIONS if work.absent else ExitCode.COMPLETE
 
@@ -177,5 +179,6 @@ def _write_table(out: str, texts: dict[str, dict[str, object]]) -> None:
     columns = {
         "case_id": pa.array(list(texts), pa.string()),
         "text": pa.array([str(found["text"]) for found in texts.values()], pa.string()),
+        "warning": pa.array([RESEARCH_ONLY] * len(texts), pa.string()),
     }
     write_table(objects.join(out, "reports.csv"), pa.table(columns))

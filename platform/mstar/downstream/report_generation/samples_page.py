@@ -10,6 +10,7 @@ from html import escape
 
 from mstar.downstream.report_generation.facts import GROUP, Facts
 from mstar.downstream.report_generation.words import word_places
+from mstar.schema import RESEARCH_ONLY
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
@@ -74,7 +75,8 @@ def samples_page(
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body>{banner}<h1>{escape(title)}</h1>{said}<main>{body}</main></body></html>\n"
+        f"<body>{banner}<h1>{escape(title)}</h1>{said}<main>{body}</main>"
+        f"<footer><p>{RESEARCH_ONLY.capitalize()}.</p></footer></body></html>\n"
     )
 
 

@@ -22,6 +22,7 @@ from mstar.downstream.results.sources import LeftOut
 from mstar.downstream.results.svg import tag, text
 from mstar.downstream.results.svg_overview import Looks, forest, legend, looks_of
 from mstar.downstream.results.text_tables import METRIC_NAMES, any_generated
+from mstar.schema import RESEARCH_ONLY
 
 _HERE = Path(__file__).parent
 _POLICY = (
@@ -71,7 +72,9 @@ def page(content: PageContent) -> str:
         _header(content),
         tag("nav", links, aria_label="Sections"),
         tag("main", *(_section(name, title, inner) for name, title, inner in shown)),
-        tag("footer", text(f"Made by mstar {__version__} from stored predictions.")),
+        tag(
+            "footer", text(f"Made by mstar {__version__} from stored predictions; {RESEARCH_ONLY}.")
+        ),
         tag("script", (_HERE / "page.js").read_text()),
     )
     return "<!doctype html>\n" + tag("html", _head(content.title), tag("body", *body), lang="en")

@@ -19,7 +19,7 @@ from mstar.evidence.palette import palette
 from mstar.evidence.scores import PatchScores, SlideScores
 from mstar.evidence.viewer.deepzoom import DeepZoom
 from mstar.evidence.viewer.sentences import Nearest
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 
 DATA_NAME = "MSTAR_VIEW"
 COLOURS = 64
@@ -83,7 +83,7 @@ def data_script(content: ViewContent) -> str:
     """`data.js`; equal content gives equal bytes."""
     zoom = content.zoom
     told: dict[str, Any] = {
-        "warning": WARNING,
+        "warning": RESEARCH_ONLY,
         "version": __version__,
         "slide": {
             "id": content.slide_id,

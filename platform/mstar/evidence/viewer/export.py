@@ -21,7 +21,7 @@ from mstar.evidence.viewer.content import ViewContent
 from mstar.evidence.viewer.deepzoom import DeepZoom
 from mstar.evidence.viewer.page import TILES, page_files
 from mstar.evidence.viewer.tiles import TileMaker
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from mstar.storage import objects
 
 RECORD, DZI = "view.json", "slide.dzi"
@@ -61,7 +61,7 @@ def export(out: str, content: ViewContent, tiles: TileMaker, *, threads: int) ->
         "scores": [f"{one.scores.name} of {one.source}" for one in content.layers],
         "patches": len(content.coords_l0),
         "mstar_version": __version__,
-        "warning": WARNING,
+        "warning": RESEARCH_ONLY,
     }
     objects.write_whole(objects.join(out, RECORD), _json(record))
     return Exported(num_tiles=len(content.zoom), num_new=len(missing), unreadable=unreadable)

@@ -14,7 +14,7 @@ from mstar.evidence.viewer.gather import gather, scores_of, slide_path
 from mstar.evidence.viewer.page import INDEX, page_files
 from mstar.evidence.viewer.serve import ViewServer
 from mstar.evidence.viewer.tiles import TileMaker
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 from mstar.slides.reader import open_slide
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode
@@ -78,4 +78,4 @@ def _told(config: ViewConfig, content: ViewContent) -> list[str]:
         lines.append(
             f"  export      {config.export}: {len(zoom):,} tiles down to 1/{zoom.downsample}"
         )
-    return [*lines, f"  {WARNING}"]
+    return [*lines, f"  {RESEARCH_ONLY}"]

@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 
 from mstar.evidence.viewer.content import ViewContent, data_script
-from mstar.predict.rows import WARNING
+from mstar.schema import RESEARCH_ONLY
 
 ASSETS = Path(__file__).parents[1] / "assets"
 STYLES = "viewer.css"
@@ -34,7 +34,7 @@ def page(content: ViewContent) -> str:
     return _PAGE.format(
         policy=html.escape(POLICY, quote=True),
         title=html.escape(content.slide_id),
-        warning=html.escape(WARNING[0].upper() + WARNING[1:]),
+        warning=html.escape(RESEARCH_ONLY[0].upper() + RESEARCH_ONLY[1:]),
         styles=STYLES,
         scripts=scripts,
         licence=LICENCE,
