@@ -212,7 +212,7 @@ def train_on_ray(
 
 
 def _delete_left_over(folder: str, keep: int) -> None:
-    """Delete what a killed attempt had left to go on from: the Ray of this one knows it not."""
+    """Delete what a killed attempt left: Ray, started anew, does not know of it."""
     kept = list(whole_checkpoints(folder))[-keep:]
     for name in found_checkpoints(folder).keys() - set(kept):
         delete_checkpoint(folder, name)
