@@ -15,9 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import mstar
-from mstar.data.label_tables import Sample
 from mstar.data.task_data import TaskFold
-from mstar.downstream.bags import load_bags
 from mstar.downstream.config import Study, TrialConfig
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.study import run_study
@@ -35,7 +33,7 @@ from mstar.storage.ledger import FailureLedger
 from mstar.storage.manifest import read_slides
 from mstar.training.exit_codes import ExitCode
 from support.cohorts import write_cohort
-from support.planted_tasks import make_task_data, planted_task
+from support.planted_tasks import planted_task
 from support.slides import (
     SlideSpec,
     write_non_image,
@@ -44,6 +42,7 @@ from support.slides import (
     write_without_mpp,
     write_zero_byte,
 )
+from support.store_study import train_on_store
 
 STUDY = Study(task_id="planted", encoder="micro", head="abmil")
 HEAD = TrialConfig(head_options={"hidden": 8, "attention_dim": 4}, epochs=1, lr=1e-2)
@@ -72,16 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Feature
     plan = plan_for(slides, root / "F")
     found = [entry for entry in read_slides(str(slides)) if isinstance(entry, SlideRef)]
     store, _ = embed_here(plan, found)
-    samples = [
-        Sample(
-            case_id=one.slide_id, slides=(one.slide_id,), label=at % 2, time_months=None,
-            event=None, row=at + 1, patient=one.slide_id,
-        )
-        for at, one in enumerate(found)
-    ]  # fmt: skip
-    data = make_task_data("classification", samples, (FOLD,))
-    bags = load_bags(samples, store, cache_root=str(root / "cache"))
-    run_study(STUDY, data, bags, [HEAD], out=str(root / "R"))
+    train_on_store(root, store, found, study=STUDY, config=HEAD, fold=FOLD)
     return slides, root / "R" / STUDY.key, store
 
 

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mstar.data.label_tables import Sample
 from mstar.data.task_data import TaskFold
-from mstar.downstream.bags import load_bags
 from mstar.downstream.config import Study, TrialConfig
-from mstar.downstream.study import run_study
 from mstar.embed.assembly import EmbedPlan
 from mstar.embed.config import EmbedConfig, RunConfig
 from mstar.embed.here import embed_here
@@ -21,8 +18,8 @@ from mstar.features.store import FeatureStore
 from mstar.models.patch_encoders import prepare_weights
 from mstar.schema import SlideRef
 from mstar.storage.manifest import read_slides
-from support.planted_tasks import make_task_data
 from support.slides import SlideSpec, write_slide
+from support.store_study import train_on_store
 
 SLIDES = 4
 STUDY = Study(task_id="planted", encoder="texture", head="clam_mb")
@@ -75,16 +72,7 @@ def write_evidence_world(root: Path) -> EvidenceWorld:
     for number in range(SLIDES):
         write_slide(root / "slides" / f"s{number}.svs", spec_of(number))
     store, found = embed_folder(str(root / "slides"), root / "F")
-    samples = [
-        Sample(
-            case_id=one.slide_id, slides=(one.slide_id,), label=at % 2, time_months=None,
-            event=None, row=at + 1, patient=one.slide_id,
-        )
-        for at, one in enumerate(found)
-    ]  # fmt: skip
-    data = make_task_data("classification", samples, (FOLD,))
-    bags = load_bags(samples, store, cache_root=str(root / "cache"))
-    run_study(STUDY, data, bags, [HEAD], out=str(root / "R"), seeds=(0, 1))
+    train_on_store(root, store, found, study=STUDY, config=HEAD, fold=FOLD, seeds=(0, 1))
     return EvidenceWorld(root=root, store=store)
 
 

@@ -1,14 +1,14 @@
 """Which slides are asked for, where their features are, and where their pictures."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mstar.data.cases import read_cases
 from mstar.errors import FeatureError, ManifestError, MstarError
 from mstar.evidence.config import HeatmapConfig
 from mstar.features.store import FeatureStore
-from mstar.predict.config import PredictConfig
+from mstar.predict.config import NewSlidesConfig, PredictConfig
 from mstar.predict.features import wanted
 from mstar.predict.same_features import check_same
 from mstar.schema import SlideRef
@@ -79,6 +79,7 @@ def embedded(config: HeatmapConfig, expected: Mapping[str, Any], found: AskedSli
 
 def predict_config(config: HeatmapConfig, slides: str | None = None) -> PredictConfig:
     """The call as `mstar predict` would have it."""
+    shared = {one.name: getattr(config, one.name) for one in fields(NewSlidesConfig)}
     return PredictConfig(
         model=config.model,
         out=config.out,
@@ -87,14 +88,8 @@ def predict_config(config: HeatmapConfig, slides: str | None = None) -> PredictC
         stage2=config.stage2,
         prompts=config.prompts,
         features=tuple(feature_roots(config)),
-        encoder=config.encoder,
-        weights=config.weights,
-        where=config.where,
-        slide_mpp=config.slide_mpp,
-        missing_mpp=config.missing_mpp,
         device=config.device,
-        batch_size=config.batch_size,
-        run=replace(config.run, tracking=False),
+        **shared | {"run": replace(config.run, tracking=False)},
     )
 
 

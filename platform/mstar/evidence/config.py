@@ -1,22 +1,19 @@
 """What a caller can set for `mstar heatmap`."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import tyro
-
-from mstar.data.rna.case_files import Scale
-from mstar.embed.config import MissingMpp, RunConfig
 from mstar.errors import ConfigError
 from mstar.evidence.explain import Method
 from mstar.evidence.overlay import OverlayKind
+from mstar.predict.config import NewSlidesConfig
 from mstar.slides.geojson import TileType
 
 ALL_CLASSES = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeatmapConfig:
+class HeatmapConfig(NewSlidesConfig):
     """Score a slide's patches by a study's models, or a text. Research software, for no patient."""
 
     out: str
@@ -57,8 +54,6 @@ class HeatmapConfig:
     """Table of cases (C/cases.csv): whose the slides are, and their gene expression."""
     rna: str = ""
     """Gene expression of heads that read it: an expression store, or a folder of <case>.csv."""
-    gene_scale: Scale = "log"
-    """Of the values in <case>.csv files: log, or linear (log(1 + value) is taken)."""
     stage1: str = ""
     """--text: folder that `mstar stage1 --out` wrote. Zero-shot studies: where it lies now."""
     stage2: str = ""
@@ -69,21 +64,8 @@ class HeatmapConfig:
     """--text: a text whose similarity is taken off: what the first says beyond this one."""
     window: int = 4096
     """--text: patches that the aggregator sees at once, for tokens."""
-    encoder: str | None = None
-    """The patch encoder's name here; default: the recorded one."""
-    weights: str | None = None
-    """Weights of the patch encoder; default: its own. Their hash must be the model's."""
-    where: Literal["auto", "here", "ray"] = "auto"
-    """Who embeds: this process, or Ray; auto: Ray for more than 8 slides."""
-    slide_mpp: float | None = None
-    """Microns per pixel at level 0 of slides that do not state it."""
-    missing_mpp: MissingMpp = "error"
-    """A slide without mpp: error, skip, or from-objective = 10 / magnification."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the patch encoder runs, and stage 1 with --text; heads run on the CPU."""
-    batch_size: int = 0
-    """Patches per encoder batch; 0 = 256 on a GPU, 32 on a CPU."""
-    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         """Refuses what cannot be meant before a file is read."""

@@ -11,7 +11,30 @@ from mstar.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictConfig:
+class NewSlidesConfig:
+    """How slides that a model has not seen are made ready for it."""
+
+    encoder: str | None = None
+    """The patch encoder's name here; default: the recorded one. For encoders of your own
+    (module:function), which are recorded by their short name."""
+    weights: str | None = None
+    """Weights of the patch encoder; default: the encoder's own. Their hash must be the model's."""
+    gene_scale: Scale = "log"
+    """Of the values in <case>.csv files: log = as they are, linear = log(1 + value) is taken."""
+    where: Literal["auto", "here", "ray"] = "auto"
+    """Who embeds: this process, or Ray; auto: Ray for more than 8 slides."""
+    slide_mpp: float | None = None
+    """Microns per pixel at level 0 of slides that do not state it."""
+    missing_mpp: MissingMpp = "error"
+    """A slide without mpp: error = it fails, skip = it is left out, from-objective = 10 /
+    magnification."""
+    batch_size: int = 0
+    """Patches per encoder batch; 0 = 256 on a GPU, 32 on a CPU."""
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictConfig(NewSlidesConfig):
     """Apply a finished study to new slides. Research software, not for decisions on a patient."""
 
     model: str
@@ -28,16 +51,9 @@ class PredictConfig:
     cases: str = ""
     """Table of cases (case_id, slides, rna; as of a cohort): whose slides these are. Slides that
     it does not name are left out."""
-    encoder: str | None = None
-    """The patch encoder's name here; default: the recorded one. For encoders of your own
-    (module:function), which are recorded by their short name."""
-    weights: str | None = None
-    """Weights of the patch encoder; default: the encoder's own. Their hash must be the model's."""
     rna: str = ""
     """Gene expression of the new cases, for fusion: an expression store, or a folder of <case>.csv
     files with Gene,Value. A case without any has no prediction."""
-    gene_scale: Scale = "log"
-    """Of the values in <case>.csv files: log = as they are, linear = log(1 + value) is taken."""
     prompts: str = ""
     """Prompts of zero-shot in place of the study's: a file, also of other classes, or a folder."""
     stage1: str = ""
@@ -46,20 +62,10 @@ class PredictConfig:
     """Likewise the folder of stage 2."""
     unit: Literal["auto", "slide", "case"] = "auto"
     """What a row is: as the task says, each slide alone, or all slides of a manifest's case_id."""
-    where: Literal["auto", "here", "ray"] = "auto"
-    """Who embeds: this process, or Ray; auto: Ray for more than 8 slides."""
-    slide_mpp: float | None = None
-    """Microns per pixel at level 0 of slides that do not state it."""
-    missing_mpp: MissingMpp = "error"
-    """A slide without mpp: error = it fails, skip = it is left out, from-objective = 10 /
-    magnification."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the patch encoder runs, and a model that writes reports; all others run on the CPU."""
-    batch_size: int = 0
-    """Patches per encoder batch; 0 = 256 on a GPU, 32 on a CPU."""
     threads: int = 1
     """CPU threads of the models; with 1, as in a sweep, scores are the sweep's to the bit."""
-    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         """Refuse a call without slides, or without a thread."""
