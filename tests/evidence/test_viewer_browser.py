@@ -86,9 +86,14 @@ def opened(browser: Pipe, url: str, *, dense: float = 1) -> Page:
     return page
 
 
-def at(page: Page, patch: int, world: ViewWorld) -> tuple[float, float]:
-    """Where the middle of a patch is on the page, by OpenSeadragon's own transform."""
-    x, y = (world.coords[patch] + SIDE / 2).tolist()
+def at(
+    page: Page, patch: int, world: ViewWorld, *, right: float = 0.5, down: float = 0.5
+) -> tuple[float, float]:
+    """Where a point of a patch is on the page, by OpenSeadragon's own transform.
+
+    right, down: from its corner, in sides; by default its middle.
+    """
+    x, y = (world.coords[patch] + SIDE * np.array([right, down])).tolist()
     place = page.run(
         "(() => { const box = mstarView.viewer.element.getBoundingClientRect();"
         " const p = mstarView.viewer.world.getItemAt(0).imageToViewerElementCoordinates("
@@ -199,11 +204,17 @@ def test_a_click_shows_that_patch(page: Page, world: ViewWorld) -> None:
         middle = height // 2  # the patch whole: its frame is at its border, on all sides
         for y, x in ((middle, 4), (middle, -5), (4, middle), (-5, middle)):
             assert np.abs(picture[y, x] - patch_colour(patch) // 2).max() < 14, (patch, y, x)
-    page.click(*at(page, 0, world))
-    page.wait("mstarView.overlay.chosen === 0")
-    outside = at(page, 0, world)
-    page.click(outside[0] - 75, outside[1])  # beside all patches: the choice stays
-    assert page.run("mstarView.overlay.chosen") == 0
+    page.click(*at(page, 13, world))
+    page.wait("mstarView.overlay.chosen === 13")
+    first, last = world.coords.argmin(0), world.coords.argmax(0)
+    for place in (  # beside all patches, on each side: the choice stays
+        at(page, int(first[0]), world, right=-0.2),
+        at(page, int(first[1]), world, down=-0.2),
+        at(page, int(last[0]), world, right=1.2),
+        at(page, int(last[1]), world, down=1.2),
+    ):
+        page.click(*place)
+        assert page.run("mstarView.overlay.chosen") == 13
 
 
 def test_sentences_stand_beside_the_patch_and_say_what_they_are(
