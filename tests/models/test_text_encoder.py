@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mstar.errors import WeightsError
+from mstar.models.first_token import compute_first_token_only
 from mstar.models.text_encoder import (
     TextEncoder,
     TextEncoderConfig,
@@ -46,6 +47,42 @@ def test_output_is_the_projected_first_hidden_state(bert_folder: Path) -> None:
     found = model(tokens, mask)
     assert found.shape == (2, 512)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_last_layer_computes_the_first_token_alone(
+    tmp_path: Path, attention: str, layers: int
+) -> None:
+    """With the gradients of a layer that computes all of them, also for masked tokens."""
+    from transformers import BertModel
+
+    folder = write_tiny_bert(tmp_path, ["a"], layers=layers)
+    whole = BertModel.from_pretrained(
+        folder, add_pooling_layer=False, attn_implementation=attention
+    ).eval()
+    part = BertModel.from_pretrained(
+        folder, add_pooling_layer=False, attn_implementation=attention
+    ).eval()
+    assert compute_first_token_only(part)
+    tokens, mask = reports((9, 5, 1))
+    found = part(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+    expected = whole(input_ids=tokens, attention_mask=mask.long()).last_hidden_state[:, :1]
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for result in (found, expected):
+        result.square().sum().backward()
+    grads = [{n: p.grad for n, p in m.named_parameters()} for m in (part, whole)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+    assert part.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_other_families_are_left_as_they_are() -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    model = DistilBertModel(DistilBertConfig(vocab_size=70, dim=32, n_heads=2, hidden_dim=32))
+    assert not compute_first_token_only(model)
+    assert model(input_ids=reports()[0]).last_hidden_state.shape[1] == 9
 
 
 def test_padding_changes_nothing(bert_folder: Path) -> None:

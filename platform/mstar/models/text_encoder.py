@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mstar.errors import WeightsError
+from mstar.models.first_token import compute_first_token_only
 from mstar.models.torchvision_ops import declare_missing_ops
 
 DEFAULT_TEXT_ENCODER = "dmis-lab/biobert-base-cased-v1.2"
@@ -40,6 +41,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.bert = bert
+        compute_first_token_only(bert)
         self.proj_text = nn.Linear(bert.config.hidden_size, config.output_dim)  # type: ignore[union-attr, arg-type]
         if config.gradient_checkpointing:
             bert.config.use_cache = False  # type: ignore[union-attr]
