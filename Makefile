@@ -57,7 +57,7 @@ format: $(INSTALLED)  ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)  ## The figures of platform/docs/performance.md, as ratios in one run
-	@$(BIN)/python tests/benchmarks/run_all.py
+	@$(BIN)/python tests/benchmarks/run_all.py $(ONLY)
 
 lock:  ## Resolve pyproject.toml anew and write requirements.lock
 	@$(PYTHON) tests/make_lock.py

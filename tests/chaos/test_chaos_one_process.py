@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import torch
 
 from mstar.errors import StorageError
 from mstar.pretrain import stage2_finish, stage2_prepare, targets_job
@@ -24,7 +23,7 @@ from mstar.pretrain.targets_worker import TargetsWorker
 from mstar.storage import local, objects, retry
 from mstar.training.cluster import ClusterShape
 from mstar.training.exit_codes import ExitCode
-from mstar.training.ray_train import GroupConfig
+from mstar.training.group_config import GroupConfig
 from mstar.training.run_log import RunLog
 from mstar.training.sessions import Session
 from support.chaos_jobs import upload
@@ -32,6 +31,7 @@ from support.chaos_proxy import ChaosProxy, Fault
 from support.s3 import make_bucket, s3_environment
 from support.stage2_runs import losses_of, recorded, small_run, write_stage2_shards
 from support.target_inputs import TargetInputs, digests, write_target_inputs
+from support.threads import one_thread
 
 AWAY_S = 2.5  # of the minute that is ridden out (the slow cells wait for it)
 SLIDES = {f"c{i}": {f"c{i}-s": 20 + 9 * i} for i in range(5)}
@@ -40,10 +40,8 @@ SLIDES = {f"c{i}": {f"c{i}-s": 20 + 9 * i} for i in range(5)}
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """For the undisturbed runs too: sums over two threads differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

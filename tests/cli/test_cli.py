@@ -14,7 +14,8 @@ import pytest
 import tyro
 
 from mstar.cli import main as main_module
-from mstar.cli.main import JOBS, Job, main, named, parts_of
+from mstar.cli.job_table import JOBS, Job, named, parts_of
+from mstar.cli.main import main
 from mstar.cli.resolve import JobParts, known_flags, resolve
 from mstar.errors import (
     ConfigError,

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mstar.cli.main import JOBS, parts_of, take_job
+from mstar.cli.job_table import JOBS, parts_of, take_job
 from mstar.cli.resolve import resolve
 from mstar.training.exit_codes import ExitCode
 from support.manifests import (

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 
 from mstar.cli.main import main
 from mstar.data.bags import BagConfig, BagReader
-from mstar.data.cases import read_cases, write_cases
+from mstar.data.cases import read_cases
 from mstar.data.reports import read_reports
 from mstar.data.rna.store import ExpressionStore
-from mstar.downstream import encode_job, encode_picture, encode_vectors
-from mstar.downstream.encode_config import EncodeConfig
-from mstar.downstream.encode_files import read_parquet, vectors_of
+from mstar.downstream import encode_vectors
+from mstar.downstream.encode_files import read_parquet
 from mstar.downstream.encode_job import run
-from mstar.downstream.encode_picture import principal_components
 from mstar.downstream.language.encoders import GeneSide, TextSide
-from mstar.errors import ConfigError, StoreMismatchError
+from mstar.errors import ConfigError
 from mstar.features.store import FeatureStore
 from mstar.models.aggregator import Aggregator, AggregatorConfig
 from mstar.models.stage1_files import load_aggregator, save_aggregator
 from mstar.training.exit_codes import ExitCode
-from mstar.training.tracking import NullTracker
+from support.encode_runs import config_of, rows
 from support.h5ad import read_h5ad
 from support.language_world import DIM, World, write_world
 
@@ -49,27 +43,6 @@ def world(built: World, tmp_path: Path) -> World:
     """A copy that a test may change."""
     root = Path(shutil.copytree(built.root, tmp_path / "w"))
     return World(root=root, cases=built.cases)
-
-
-def config_of(world: World, **fields: Any) -> EncodeConfig:
-    """The job on this world."""
-    given = {
-        "features": f"{world.root}/F",
-        "aggregator": f"{world.root}/S1",
-        "cohort": f"{world.root}/C",
-        "out": f"{world.root}/V",
-        "device": "cpu",
-        "tracking": False,
-        "picture": False,
-        "umap": "off",  # where it is installed, it compiles for half a minute
-    }
-    return EncodeConfig(**(given | fields))
-
-
-def rows(world: World, table: str) -> dict[str, np.ndarray]:
-    """Name → vector."""
-    found, _ = read_parquet(f"{world.root}/V/{table}.parquet")
-    return dict(zip(found.column("name").to_pylist(), vectors_of(found), strict=True))
 
 
 def unit(values: torch.Tensor) -> np.ndarray:
@@ -205,162 +178,6 @@ def test_every_format_holds_the_same_vectors(world: World) -> None:
     assert (world.root / "V" / "slide_vectors.png").stat().st_size > 1000
 
 
-def test_run_again_is_only_what_is_missing(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = FeatureStore.open(f"{world.root}/F")
-    last = sorted(store.done_ids())[-1]
-    away = world.root / "away.h5"
-    shutil.move(store.slide_uri(last), away)
-    run(config_of(world))
-    before = rows(world, "slide_vectors")
-    assert last not in before
-    assert "1 slides of the cohort have no features" in capsys.readouterr().out
-    shutil.move(away, store.slide_uri(last))
-    assert run(config_of(world)) == ExitCode.COMPLETE
-    assert f"{len(before) + 1:,} vectors of {DIM} (1 new)" in capsys.readouterr().out
-    after = rows(world, "slide_vectors")
-    assert all(np.array_equal(after[name], vector) for name, vector in before.items())
-    kept = (world.root / "V" / "slide_vectors.parquet").read_bytes()
-    run(config_of(world))
-    assert "(0 new)" in capsys.readouterr().out
-    assert (world.root / "V" / "slide_vectors.parquet").read_bytes() == kept
-    with pytest.raises(StoreMismatchError, match="window: expected None, found 5"):
-        run(config_of(world, window=5))
-
-
-def test_a_case_whose_slides_changed_is_encoded_anew(world: World) -> None:
-    config = config_of(world, level="case", formats="h5ad,patho-bench")
-    run(config)
-    before = rows(world, "case_vectors")
-    uri = f"{world.root}/C/cases.csv"
-    cases = read_cases(uri)
-    several = next(case for case in cases if len(case.slides) > 1)
-    write_cases(uri, [replace(c, slides=c.slides[:1]) if c == several else c for c in cases])
-    assert run(config) == ExitCode.COMPLETE
-    after = rows(world, "case_vectors")
-    changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {several.case_id}
-    pooled = world.root / "V" / "patho_bench" / "by_case_id" / f"{several.case_id}.h5"
-    with h5py.File(pooled) as file:
-        np.testing.assert_array_equal(file["features"][()], after[several.case_id])
-    found = read_h5ad(world.root / "V" / "case_vectors.h5ad")
-    np.testing.assert_array_equal(found.x, np.stack([after[n] for n in found.obs.index]))
-
-
-def test_an_ended_run_goes_on_with_its_pieces(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mstar.downstream.encode_job.PIECE", 4)
-    plain, calls = encode_vectors.SlideEncoder.__call__, []
-
-    def failing(self: Any, samples: Any) -> Any:
-        calls.append(len(samples))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return plain(self, samples)
-
-    monkeypatch.setattr(encode_vectors.SlideEncoder, "__call__", failing)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_of(world))
-    assert len(list((world.root / "V" / "parts").rglob("*.parquet"))) == 1
-    run(config_of(world))
-    total = len(rows(world, "slide_vectors"))
-    assert sum(calls) - calls[1] == total, "the first piece is not computed twice"
-    assert not (world.root / "V" / "parts").exists()
-
-
-def test_a_broken_slide_is_named_and_the_rest_goes_on(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = FeatureStore.open(f"{world.root}/F")
-    first = sorted(store.done_ids())[0]
-    Path(store.slide_uri(first)).write_bytes(b"nothing")
-    assert run(config_of(world)) == ExitCode.EXCLUSIONS
-    assert f"failed {first}" in capsys.readouterr().out
-    assert first not in rows(world, "slide_vectors")
-    record = json.loads((world.root / "V" / "encode.json").read_text())
-    assert list(record["tables"]["slide_vectors"]["failures"]) == [first]
-    assert run(config_of(world, max_failures="1")) == ExitCode.COMPLETE
-
-
-def test_the_picture_and_the_counts_reach_the_tracker(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logged: dict[str, Any] = {}
-
-    class Recorder(NullTracker):
-        def log_artifact(self, local_path: Path, folder: str = "") -> None:
-            logged[local_path.name] = local_path.read_bytes()[:4]
-
-        def log_metrics(self, metrics: Any, step: int) -> None:
-            logged.update(metrics)
-
-    monkeypatch.setattr("mstar.downstream.encode_job.start_tracking", lambda *_, **__: Recorder())
-    run(config_of(world, tracking=True, picture=True))
-    assert logged["slide_vectors.png"] == b"\x89PNG"
-    assert logged["slide_vectors.vectors"] == len(rows(world, "slide_vectors"))
-
-
-def test_umap_is_drawn_where_it_is_installed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package itself is replaced: what it is given, and what becomes of its answer."""
-    given: dict[str, Any] = {}
-
-    class Reducer:
-        def __init__(self, **fields: Any) -> None:
-            given.update(fields)
-
-        def fit_transform(self, vectors: np.ndarray) -> np.ndarray:
-            return vectors[:, 1:3].astype(np.float64)
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))
-    for module in (encode_picture, encode_job):
-        monkeypatch.setattr(module, "umap_version", lambda: "0.0")
-    logged: list[str] = []
-
-    class Recorder(NullTracker):
-        def log_artifact(self, local_path: Path, folder: str = "") -> None:
-            logged.append(local_path.name)
-
-    monkeypatch.setattr("mstar.downstream.encode_job.start_tracking", lambda *_, **__: Recorder())
-    run(config_of(world, picture=True, seed=5, umap="on", tracking=True))
-    assert logged == ["slide_vectors.png", "slide_vectors_umap.png"]
-    assert (given["metric"], given["random_state"], given["n_jobs"]) == ("cosine", 5, 1)
-    expected = rows(world, "slide_vectors")
-    found = read_h5ad(world.root / "V" / "slide_vectors.h5ad")
-    drawn = np.stack([expected[name] for name in found.obs.index])[:, 1:3]
-    np.testing.assert_array_equal(found.obsm["X_umap"], drawn)
-    assert (world.root / "V" / "slide_vectors_umap.png").stat().st_size > 1000
-    run(config_of(world, picture=True, seed=5, umap="off"))
-    assert "X_umap" not in read_h5ad(world.root / "V" / "slide_vectors.h5ad").obsm
-
-
-def test_umap_that_is_not_installed_is_said(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for module in (encode_picture, encode_job):
-        monkeypatch.setattr(module, "umap_version", lambda: "")
-    with pytest.raises(ConfigError, match=r"\[pictures\]"):
-        run(config_of(world, picture=True, umap="on"))
-    assert run(config_of(world, picture=True, umap="auto")) == ExitCode.COMPLETE
-    assert "extra `pictures`" in capsys.readouterr().out
-    assert not (world.root / "V" / "slide_vectors_umap.png").exists()
-
-
-@pytest.mark.slow
-def test_umap_keeps_groups_together() -> None:
-    pytest.importorskip("umap", reason="umap-learn, of the extra `pictures`, is not installed")
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(3, 16)) * 4
-    of = np.repeat(np.arange(3), 30)
-    vectors = (centres[of] + rng.normal(size=(90, 16)) * 0.5).astype(np.float32)
-    found = encode_picture.umap_coordinates(vectors, 0)
-    np.testing.assert_array_equal(found, encode_picture.umap_coordinates(vectors, 0))
-    apart = np.linalg.norm(found[:, None] - found[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    assert (of[apart.argmin(axis=1)] == of).mean() > 0.95
-
-
 def test_without_a_cohort_every_slide_of_the_store(world: World) -> None:
     run(config_of(world, cohort=""))
     assert set(rows(world, "slide_vectors")) == set(FeatureStore.open(f"{world.root}/F").done_ids())
@@ -391,17 +208,6 @@ def test_raw_vectors_are_those_of_the_aggregator(world: World) -> None:
 def test_what_cannot_be_meant_is_refused(built: World, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         config_of(built, **fields)
-
-
-def test_principal_components_are_those_of_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    vectors = (rng.normal(size=(80, 6)) * [5, 3, 1, 1, 1, 1]).astype(np.float32)
-    found, shares = principal_components(vectors)
-    reference = PCA(n_components=2).fit(vectors)
-    expected = reference.transform(vectors)
-    signs = np.sign((found * expected).sum(axis=0))
-    np.testing.assert_allclose(found * signs, expected, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(shares, reference.explained_variance_ratio_, rtol=1e-4)
 
 
 def test_the_command_and_its_dry_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from mstar.evidence.heatmap_job import run
 from mstar.evidence.palette import LEVELS, colours
 from mstar.evidence.scores import SlideScores, read_scores
 from mstar.features.coordless import coordless_grid
-from mstar.features.exchange import import_layout
+from mstar.features.importing import import_layout
 from mstar.schema import RESEARCH_ONLY
 from mstar.training.exit_codes import ExitCode
 from support.evidence_world import SLIDES, EvidenceWorld, spec_of, write_evidence_world

@@ -10,7 +10,8 @@ import torch
 from mstar.cli.exchange import summary_lines
 from mstar.errors import ConfigError, FeatureError
 from mstar.features.coordless import WARNING, coordless_grid, require_coords
-from mstar.features.exchange import export_store, import_layout
+from mstar.features.exporting import export_store
+from mstar.features.importing import import_layout
 from mstar.features.store import FeatureStore
 
 ROWS = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)

@@ -11,14 +11,8 @@ import pytest
 import tyro
 
 from mstar.errors import ConfigError, FeatureError, StoreMismatchError
-from mstar.features.exchange import (
-    ExportConfig,
-    ImportConfig,
-    export_store,
-    import_layout,
-    run_export,
-    run_import,
-)
+from mstar.features.exporting import ExportConfig, export_store, run_export
+from mstar.features.importing import ImportConfig, import_layout, run_import
 from mstar.features.store import FeatureStore, GridStore
 from support.feature_files import CONFIG, toy_features, toy_grid, toy_provenance
 

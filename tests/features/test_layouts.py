@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mstar.errors import FeatureError, MppError
-from mstar.features.exchange import export_store, read_foreign_grid
+from mstar.features.exporting import export_store
+from mstar.features.foreign_grids import read_foreign_grid
 from mstar.features.layouts import clam, trident
 from mstar.features.layouts.contract import flat_name, unflat_name
 from mstar.features.store import FeatureStore

@@ -11,7 +11,8 @@ import pytest
 
 from mstar.errors import FeatureError, ManifestError, StoreMismatchError
 from mstar.features.files import FeatureProvenance
-from mstar.features.store import FeatureStore, GridStore, read_record
+from mstar.features.store import FeatureStore, GridStore
+from mstar.features.store_record import read_record
 from support.feature_files import (
     CONFIG,
     assert_same_grid,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mstar.errors import FeatureError, StoreMismatchError
-from mstar.features.exchange import export_store, import_layout
+from mstar.features.exporting import export_store
+from mstar.features.importing import import_layout
 from mstar.features.store import FeatureStore
 from support.feature_files import (
     CONFIG,

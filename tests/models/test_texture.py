@@ -16,6 +16,7 @@ from mstar.models.encoder_table import ENCODERS
 from mstar.models.patch_encoders import load_encoder, load_model, prepare_weights
 from mstar.models.texture import DIM, INPUT_PX, TextureEncoder
 from mstar.models.texture_table import MEASURES
+from support.threads import one_thread
 
 NAMES = [name for name, _, _ in MEASURES]
 
@@ -198,15 +199,11 @@ def test_the_numbers_are_those_of_this_version() -> None:
 @pytest.mark.slow
 def test_a_patch_takes_milliseconds_of_one_core(encoder) -> None:  # type: ignore[no-untyped-def]
     batch = np.stack([picture([r], seed=r) for r in (3, 5, 7, 9)])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    spent_s = []
+    with one_thread():
         encoder.encode(batch)
-        spent_s = []
         for _ in range(10):
             began_s = time.process_time()
             encoder.encode(batch)
             spent_s.append((time.process_time() - began_s) / 4)
-    finally:
-        torch.set_num_threads(threads)
     assert min(spent_s) < 0.025, "4 to 8 ms on a free core of 2023"

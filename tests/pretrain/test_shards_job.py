@@ -1,40 +1,21 @@
-"""Targets and slides in, shuffled shards out: every patch once, whatever happens on the way."""
+"""Targets and slides in, shuffled shards out: every patch once and with its own target."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from mstar.data.shards.format import ShardIndex, decode_targets, read_index
 from mstar.data.shards.hashing import row_hashes
 from mstar.data.targets import TargetStore
-from mstar.errors import (
-    CohortError,
-    ConfigError,
-    FeatureError,
-    SlideError,
-    StorageError,
-    StoreMismatchError,
-    WeightsError,
-)
 from mstar.features.store import FeatureStore
-from mstar.pretrain import shards_plan, shards_report
 from mstar.pretrain.shards_check import ShardsCheckConfig
 from mstar.pretrain.shards_check import run as check
 from mstar.pretrain.shards_config import ShardsConfig
@@ -42,21 +23,14 @@ from mstar.pretrain.shards_job import write_shards
 from mstar.slides.patches import read_patch
 from mstar.slides.raw_tiles import decode
 from mstar.slides.reader import open_slide
-from mstar.storage import objects
-from mstar.storage.leases import LeaseBoard
 from mstar.training.exit_codes import ExitCode
 from support.shard_inputs import KINDS, PASSED, PATCH_PX, TARGET_DIM, write_shard_inputs
-from support.slides import spoil_tile
-
-Digests = dict[str, str]
+from support.shard_runs import changed, digests, elsewhere, rows_of, shards_of, small_work
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_work() -> Iterator[None]:
-    """So little data would be one unit and one bucket."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_plan, "_LEAST_UNIT_ROWS", 25)
-        patch.setattr(shards_plan, "_SLACK", 8)
+    with small_work():
         yield
 
 
@@ -78,41 +52,6 @@ def finished(inputs: ShardsConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 def config(inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
     """The same job with an output of its own."""
     return elsewhere(inputs, tmp_path)
-
-
-def elsewhere(config: ShardsConfig, folder: Path) -> ShardsConfig:
-    """The job with its targets copied to another output."""
-    shutil.copytree(Path(config.out) / "targets", folder / "T" / "targets")
-    return replace(config, out=str(folder / "T"))
-
-
-def with_own_slides(config: ShardsConfig, folder: Path) -> ShardsConfig:
-    """The job with slides that a test may spoil."""
-    shutil.copytree(config.cohort, folder / "C")
-    return replace(config, cohort=str(folder / "C"))
-
-
-def shards_of(config: ShardsConfig) -> Path:
-    return Path(config.out) / "shards"
-
-
-def digests(config: ShardsConfig) -> Digests:
-    """Every file of the output, hidden ones too."""
-    root = shards_of(config)
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
-
-
-def rows_of(config: ShardsConfig) -> list[dict[str, Any]]:
-    index = read_index(config.out)
-    tables = [pq.read_table(shards_of(config) / shard.name) for shard in index.shards]
-    return pa.concat_tables(tables).to_pylist()
-
-
-def changed(config: ShardsConfig, **settings: Any) -> ShardsConfig:
-    return replace(config, shard=replace(config.shard, **settings))
 
 
 # ------------------------------------------------------------------------------ what comes out
@@ -193,282 +132,6 @@ def test_the_index_says_what_there_is(finished: ShardsConfig) -> None:
 def test_only_shards_and_what_describes_them_stay(finished: ShardsConfig) -> None:
     names = {name for name in digests(finished) if not name.endswith(".parquet")}
     assert names == {"index.json", "preview.jpg", "shards.json"}
-
-
-# --------------------------------------------------------------------- whatever happens on the way
-
-
-def test_bytes_do_not_depend_on_how_the_work_is_cut(
-    finished: ShardsConfig, config: ShardsConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(shards_plan, "_LEAST_UNIT_ROWS", 7)  # parts of slides
-    other = replace(config, run=replace(config.run, threads=1))
-    assert write_shards(changed(other, scratch=str(tmp_path / "scratch"))) == ExitCode.COMPLETE
-    different = {name for name, sha in digests(finished).items() if digests(other)[name] != sha}
-    assert different == {"shards.json"}, "it tells how the work was cut"
-    assert not list((tmp_path / "scratch").rglob("*.rows")), "buckets are taken away"
-
-
-class _Killed(BaseException):
-    """What a process does that is no more."""
-
-
-def _fail_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
-    """The `number`-th write from now on kills; says whether it did."""
-    honest, left = objects.write_whole, [number]
-
-    def write(uri: Any, data: Any, **options: Any) -> bool:
-        if "/claims/" not in str(uri):
-            left[0] -= 1
-            if left[0] == 0:
-                raise _Killed
-        return honest(uri, data, **options)
-
-    monkeypatch.setattr(objects, "write_whole", write)
-    return lambda: left[0] <= 0
-
-
-def test_a_run_stopped_at_any_write_goes_on_to_the_same_bytes(
-    config: ShardsConfig, tmp_path: Path
-) -> None:
-    """Stopped again and again, a write further every time, one output is brought to its end."""
-    config = changed(config, weights=None)
-    undisturbed = elsewhere(config, tmp_path / "undisturbed")
-    assert write_shards(undisturbed) == ExitCode.COMPLETE
-    stops = 0
-    while not (shards_of(config) / "index.json").exists():
-        with pytest.MonkeyPatch.context() as patch:
-            _fail_at(patch, stops + 1)  # a unit, a shard, a record, the preview, the index
-            with suppress(_Killed):
-                write_shards(config)
-        stops += 1
-        assert stops < 20
-    assert write_shards(config) == ExitCode.COMPLETE
-    assert digests(config) == digests(undisturbed)
-    assert stops > 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("after", ["_state/buckets", "shard-00001", "_state/done"])
-def test_kill_9_and_rerun(after: str, finished: ShardsConfig, config: ShardsConfig) -> None:
-    """The process is killed as soon as the first such file is seen."""
-    program = (
-        "import sys, time, pickle, functools\n"
-        "from mstar.storage import objects\n"
-        "honest = objects.write_whole\n"
-        "def slowly(*a, **k):\n    time.sleep(0.3)\n    return honest(*a, **k)\n"
-        "objects.write_whole = slowly\n"
-        "from mstar.pretrain import shards_plan\n"
-        "shards_plan._LEAST_UNIT_ROWS, shards_plan._SLACK = 25, 8\n"
-        "from mstar.pretrain.shards_job import write_shards\n"
-        "write_shards(pickle.load(open(sys.argv[1], 'rb')))\n"
-    )
-    import pickle
-
-    pickled = Path(config.out) / "config.pickle"
-    pickled.write_bytes(pickle.dumps(config))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    child = subprocess.Popen([sys.executable, "-c", program, str(pickled)], env=environment)
-    deadline_s = time.monotonic() + 120
-    while not any(after in name for name in digests(config)):
-        assert child.poll() is None
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not (shards_of(config) / "index.json").exists()
-    assert write_shards(config) == ExitCode.COMPLETE
-    assert digests(config) == digests(finished)
-
-
-@pytest.mark.slow
-def test_two_ray_workers_write_the_same_bytes(
-    finished: ShardsConfig, config: ShardsConfig, local_ray: None
-) -> None:
-    on_ray = replace(config, run=replace(config.run, workers=2))
-    assert write_shards(on_ray) == ExitCode.COMPLETE
-    assert digests(on_ray) == digests(finished)
-
-
-def test_a_finished_set_is_left_as_it_is(
-    finished: ShardsConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def times() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in shards_of(finished).iterdir()}
-
-    before = times()
-    assert write_shards(finished) == ExitCode.COMPLETE
-    assert times() == before
-    assert "there already" in capsys.readouterr().out
-
-
-def test_other_settings_in_the_same_folder_are_refused(finished: ShardsConfig) -> None:
-    before = digests(finished)
-    with pytest.raises(StoreMismatchError, match=r"quality: expected 80, found 95"):
-        write_shards(changed(finished, quality=80))
-    assert digests(finished) == before
-
-
-def test_shards_of_unknown_origin_are_not_written_over(config: ShardsConfig) -> None:
-    shards_of(config).mkdir()
-    (shards_of(config) / "shard-00000.parquet").write_bytes(b"precious")
-    with pytest.raises(StoreMismatchError, match=r"shard-00000.parquet without shards.json"):
-        write_shards(config)
-
-
-def test_buckets_of_other_settings_are_collected(config: ShardsConfig, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    ours = changed(config, scratch=str(scratch))
-    prefix = shards_plan.find_sources(ours).bucket_prefix
-    (scratch / f"{prefix}0123").mkdir(parents=True)
-    (scratch / f"{prefix}0123" / "unit-000000.rows").write_bytes(b"stale")
-    (scratch / "buckets-of-another-output").mkdir()
-    (scratch / "buckets-of-another-output" / "unit-000000.rows").write_bytes(b"theirs")
-    assert write_shards(ours) == ExitCode.COMPLETE
-    left = [str(path.relative_to(scratch)) for path in scratch.rglob("*.rows")]
-    assert left == ["buckets-of-another-output/unit-000000.rows"]
-
-
-def test_two_runs_do_not_write_the_same_shards(config: ShardsConfig) -> None:
-    board = LeaseBoard(str(shards_of(config) / "_state" / "claims"), run_id="other")
-    assert board.acquire("shards")
-    with pytest.raises(ConfigError, match=r"another run \(other\)"):
-        write_shards(config)
-    board.release("shards")
-    assert write_shards(config) == ExitCode.COMPLETE
-
-
-def test_in_a_bucket_the_bytes_are_the_same(
-    finished: ShardsConfig, config: ShardsConfig, s3_server: str, tmp_path: Path
-) -> None:
-    from support.s3 import make_bucket
-
-    bucket = make_bucket("shards")
-    places = {}
-    for name, folder in (("C", config.cohort), ("F", config.features), ("T", config.out)):
-        places[name] = f"{bucket}/{name}"
-        for info in objects.list_files(folder):
-            objects.put_file(info.uri, f"{bucket}/{name}/{info.rel}")
-        record = Path(folder) / "store.json"
-        if record.exists():
-            objects.put_file(record, f"{bucket}/{name}/store.json")
-    remote = replace(config, cohort=places["C"], features=places["F"], out=places["T"])
-    assert write_shards(remote) == ExitCode.COMPLETE
-    root = f"{bucket}/T/shards"
-    found = {
-        info.rel: hashlib.sha256(objects.read_bytes(info.uri)).hexdigest()
-        for info in objects.list_files(root)
-    }
-    assert found == digests(finished)
-    assert check(ShardsCheckConfig(shards=places["T"])) == ExitCode.COMPLETE
-
-
-# ------------------------------------------------------------------------------- what is refused
-
-
-def test_unreadable_patches_are_left_out_counted_and_named(
-    config: ShardsConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = with_own_slides(config, tmp_path)
-    spoil_tile(Path(config.cohort) / "slides" / "aligned.svs", tile=7)
-    spoil_tile(Path(config.cohort) / "slides" / "rgb.svs", tile=12, damage="cut")
-    assert write_shards(changed(config, max_left_out="2")) == ExitCode.COMPLETE
-    index = read_index(config.out)
-    assert index.counts.left_out == {"unreadable patch": 2}
-    with (shards_of(config) / "left_out.csv").open() as file:
-        named = {(row["slide_id"], row["x_l0"], row["y_l0"]) for row in csv.DictReader(file)}
-    assert named == {("aligned", "256", "128"), ("rgb", "256", "256")}
-    assert not named & {
-        (row["slide_id"], str(row["x_l0"]), str(row["y_l0"])) for row in rows_of(config)
-    }
-    assert "2 × unreadable patch; named in" in capsys.readouterr().out
-
-
-def test_too_many_unreadable_patches_stop_the_job_and_a_rerun_reads_them_anew(
-    finished: ShardsConfig, config: ShardsConfig, tmp_path: Path
-) -> None:
-    config = with_own_slides(config, tmp_path)
-    slide = Path(config.cohort) / "slides" / "shifted.svs"
-    slide.rename(slide.with_suffix(".gone"))
-    with pytest.raises(SlideError, match=r"\d+ of \d+ patches cannot be read"):
-        write_shards(config)
-    assert not (shards_of(config) / "index.json").exists()
-    assert (shards_of(config) / "left_out.csv").read_text().count("unreadable slide") > 5
-    slide.with_suffix(".gone").rename(slide)
-    assert write_shards(config) == ExitCode.COMPLETE
-    parquet = {name: sha for name, sha in digests(finished).items() if name.endswith(".parquet")}
-    assert parquet.items() <= digests(config).items()
-    assert not (shards_of(config) / "left_out.csv").exists()
-
-
-def test_pixels_that_the_encoder_sees_otherwise_are_refused(config: ShardsConfig) -> None:
-    bad = changed(config, quality=1, pass_through=False)
-    with pytest.raises(FeatureError, match=r"mean cosine of at least 0.99.*got 0\.\d+"):
-        write_shards(bad)
-    assert not any(name.endswith(".parquet") for name in digests(bad))
-    assert write_shards(changed(bad, least_cosine=0.1)) == ExitCode.COMPLETE
-
-
-def test_the_gate_is_asked_again_when_it_is_moved(
-    config: ShardsConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        _fail_at(patch, 3)
-        with pytest.raises(_Killed):
-            write_shards(config)
-    with pytest.raises(FeatureError, match="mean cosine of at least 1"):
-        write_shards(changed(config, least_cosine=1.0))
-
-
-def test_other_weights_are_refused_by_hash(config: ShardsConfig) -> None:
-    with pytest.raises(WeightsError, match="expected weights with sha256"):
-        write_shards(changed(config, weights="random:1"))
-
-
-def test_without_weights_features_are_not_compared_and_that_is_said_loudly(
-    config: ShardsConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert write_shards(changed(config, weights=None)) == ExitCode.COMPLETE
-    assert read_index(config.out).cosine is None
-    out = capsys.readouterr().out
-    assert "WARNING: the features of stored pixels are NOT compared" in out
-    assert "NOT compared: no weights were given" in out
-
-
-def test_the_disk_must_have_room(config: ShardsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_report, "free_bytes", lambda folder: 1000)
-    with pytest.raises(StorageError, match="of free disk for buckets and"):
-        write_shards(config)
-
-
-def test_features_and_targets_must_belong_together(config: ShardsConfig, tmp_path: Path) -> None:
-    other = FeatureStore.open_or_create(str(tmp_path / "F"), {"encoder": "another"})
-    with pytest.raises(FeatureError, match="expected the features the targets were made from"):
-        write_shards(replace(config, features=other.root))
-
-
-def test_a_slide_that_the_cohort_lacks_is_named(config: ShardsConfig, tmp_path: Path) -> None:
-    config = with_own_slides(config, tmp_path)
-    manifest = Path(config.cohort) / "slides.csv"
-    lines = [line for line in manifest.read_text().splitlines() if "coarse" not in line]
-    manifest.write_text("\n".join(lines) + "\n")
-    with pytest.raises(CohortError, match="slide coarse: expected in"):
-        write_shards(config)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"quality": 0}, "quality: expected 1 to 100"),
-        ({"shard_mb": 300, "memory_mb": 1000}, "at most a quarter of memory_mb"),
-        ({"max_left_out": "many"}, "max-failures"),
-    ],
-)
-def test_settings_without_a_meaning_are_refused(
-    settings: dict[str, Any], message: str, inputs: ShardsConfig
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        changed(inputs, **settings)
 
 
 # ------------------------------------------------------------------------------------- settings

@@ -40,6 +40,7 @@ from mstar.pretrain.stage1_validate import (
 )
 from support.ranks import run_ranks
 from support.stage1_inputs import Stage1Inputs, write_stage1_inputs
+from support.threads import one_thread
 from support.tiny_bert import write_tiny_bert
 
 DIM = 16
@@ -47,12 +48,10 @@ DIRECTIONS = [f"{first}_to_{second}" for first, second in permutations(MODALITIE
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Sums of a few numbers: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def vectors_of(num: int, *, noise: float = 0.3, seed: int = 0, missing: float = 0.2) -> CaseVectors:

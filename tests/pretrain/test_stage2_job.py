@@ -29,7 +29,7 @@ from mstar.pretrain.stage2_export import read_record
 from mstar.pretrain.stage2_knn import knn_accuracy, read_labelled
 from mstar.training.engines import EngineConfig
 from mstar.training.exit_codes import ExitCode
-from mstar.training.ray_train import GroupConfig
+from mstar.training.group_config import GroupConfig
 from mstar.training.run_log import read_steps
 from support.shard_sets import patch_image
 from support.stage2_runs import (

@@ -34,6 +34,7 @@ from support.stage2_runs import (
     small_run,
     write_stage2_shards,
 )
+from support.threads import one_thread
 
 LOSS_RTOL = 1e-4
 PARAMETER_GAP = 0.1  # of the learning rate, which a step may move a parameter by
@@ -42,10 +43,8 @@ PARAMETER_GAP = 0.1  # of the learning rate, which a step may move a parameter b
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """As the ranks have: more threads add in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -102,7 +102,8 @@ def plan_embedding(folder: Path, num_slides: int, num_done: int) -> dict[str, fl
     """A rerun of the embedding job: slides and finished ones listed on S3, the rest planned."""
     from mstar.embed.pending import SlideQueue, Standing
     from mstar.embed.plan import bundles, write_plan
-    from mstar.features.store import FeatureStore, StoreRecord
+    from mstar.features.store import FeatureStore
+    from mstar.features.store_record import StoreRecord
     from mstar.storage.ledger import FailureLedger
 
     slides = [f"slides/TCGA-{n:06d}.svs" for n in range(num_slides)]

@@ -16,7 +16,7 @@ from mstar.errors import CheckpointError, StorageError, TrainingError
 from mstar.training.engines import EngineConfig
 from mstar.training.loop import Loop, LoopConfig
 from mstar.training.sessions import Session, TrainState, read_state
-from mstar.training.tracking import NullTracker
+from mstar.training.tracker import NullTracker
 from support import engine_steps
 
 

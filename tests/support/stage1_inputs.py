@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,6 +126,12 @@ def losses_of(out: Path) -> dict[int, float]:
     """Loss by step as `steps.jsonl` says; the last line of a step counts."""
     rows = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def facts_of(out: Path) -> dict[str, Any]:
+    """What `stage1.json` says of a run."""
+    facts: dict[str, Any] = json.loads((out / "stage1.json").read_text())
+    return facts
 
 
 def plant(*, cases: int, seed: int, cancers: int, missing: float) -> list[PlantedCase]:

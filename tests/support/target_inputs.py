@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mstar.data.cases import Case, write_cases
+from mstar.data.targets import TargetStore
 from mstar.features.store import FeatureStore
 from mstar.models.aggregator import Aggregator, AggregatorConfig
 from mstar.models.stage1_files import save_aggregator
@@ -18,6 +19,9 @@ from mstar.recipes.targets import laptop
 from support.feature_files import CONFIG, toy_grid, toy_provenance
 
 DIM, TARGET_DIM, WINDOW = 12, 8, 16
+# case → slide → patches
+SLIDES = {f"c{i}": {f"c{i}-s{k}": 5 + 7 * i + 11 * k for k in range(1 + i % 3)} for i in range(6)}
+NUM_SLIDES = sum(map(len, SLIDES.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,3 +125,8 @@ def digests(out: Path) -> dict[str, str]:
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
     }
+
+
+def done(out: Path) -> set[str]:
+    """The slides whose targets are there."""
+    return set(TargetStore.open(str(out)).slide_ids())

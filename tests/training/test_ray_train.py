@@ -14,7 +14,8 @@ import torch
 from mstar.errors import StorageError, TrainingError, WorkerError
 from mstar.storage import objects
 from mstar.training.engines import EngineConfig
-from mstar.training.ray_train import GroupConfig, train_on_ray
+from mstar.training.group_config import GroupConfig
+from mstar.training.ray_train import train_on_ray
 from mstar.training.sessions import found_checkpoints
 from support import engine_steps
 from support.ray_steps import Plan, notes_of, train

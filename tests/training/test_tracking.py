@@ -21,14 +21,8 @@ from mstar.errors import StorageError
 from mstar.training import spool as spool_module
 from mstar.training.run_facts import flatten, redact, run_tags
 from mstar.training.spool import RunInfo, Spool, read_position, read_records
-from mstar.training.tracking import (
-    NullTracker,
-    SpoolTracker,
-    Tracker,
-    leftover_spools,
-    replay,
-    start_tracking,
-)
+from mstar.training.tracker import NullTracker, Tracker
+from mstar.training.tracking import SpoolTracker, leftover_spools, replay, start_tracking
 from mstar.training.tracking_places import state_folder, tracking_notes, tracking_uri
 from support.memory_tracker import MemoryTracker
 

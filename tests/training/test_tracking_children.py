@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mstar.training.tracking import NullTracker, SpoolTracker, TreeTracker, start_tracking
+from mstar.training.tracker import NullTracker, TreeTracker
+from mstar.training.tracking import SpoolTracker, start_tracking
 
 
 def make_tracker(out: Path, run_id: str | None = None) -> SpoolTracker:

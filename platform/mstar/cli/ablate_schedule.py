@@ -16,7 +16,7 @@ from mstar.pretrain.ablate_arms import ARMS, teachers_of
 from mstar.pretrain.ablate_report import Score
 
 PREPARE, TEACH, SCORE = "prepare", "teach", "score"
-UNITS_A_PROCESS = 8  # then a fresh one: what libraries keep does not add up
+UNITS_A_PROCESS = 16  # then a fresh one: what libraries keep does not add up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

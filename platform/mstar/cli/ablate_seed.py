@@ -1,6 +1,6 @@
 """One repetition of the ablation: a cohort, its teachers, its arms, and what the probes find.
 
-    prepare   cohort ─▶ features of the initial encoder, a report encoder, held-out pixels
+    prepare   cohort ─▶ features of pretraining cases, a report encoder, held-out pixels
     teach     stage 1 of a teacher ─▶ targets ─▶ shards (pixels with the first teacher's alone)
     score     stage 2 of an arm ─▶ features of held-out cases ─▶ linear probe and ABMIL
 
@@ -61,7 +61,7 @@ PIXELS = "held-out.npz"
 
 
 def prepare(run: SeedRun) -> None:
-    """The cohort, its features by the initial encoder, and what the probes will be shown."""
+    """The cohort, features of what is pretrained on, and pixels of what the probes will see."""
     if (run.folder / PIXELS).exists():
         return
     config = run.config
@@ -79,8 +79,8 @@ def prepare(run: SeedRun) -> None:
             threads=run.threads,
         )
         slides = slides_of(cohort)
-        embed_all(plan, slides)
         kept = held_out_slides(cohort, slides)
+        embed_all(plan, [slide for slide in slides if slide not in kept])
         _write_pixels(run, read_pixels(plan, kept, shown=shown_patches(config)))
 
 

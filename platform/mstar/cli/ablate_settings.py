@@ -201,6 +201,7 @@ def stage2_config(run: SeedRun, letter: str) -> Stage2Config:
         lr=config.stage2_lr,
         lr_projection=config.stage2_lr_projection,
         loss=loss,
+        engine=replace(base.engine, precision=config.stage2_precision),
         checkpoint_every_steps=0,
         watch_every_steps=0,
         log_every_steps=20,

@@ -16,7 +16,7 @@ from mstar.cli.real_slide import fetch_real_slide
 from mstar.embed import grid_job, job
 from mstar.embed.config import EmbedConfig
 from mstar.errors import ConfigError
-from mstar.features.exchange import export_store
+from mstar.features.exporting import export_store
 from mstar.recipes import embed as embed_recipes
 from mstar.recipes import grid as grid_recipes
 from mstar.training.cluster import ray_session

@@ -2,13 +2,9 @@
 
 from collections.abc import Iterator
 
-from mstar.features.exchange import (
-    ExchangeReport,
-    ExportConfig,
-    ImportConfig,
-    run_export,
-    run_import,
-)
+from mstar.features.exchange_report import ExchangeReport
+from mstar.features.exporting import ExportConfig, run_export
+from mstar.features.importing import ImportConfig, run_import
 from mstar.training.exit_codes import ExitCode
 
 __all__ = ["ExportConfig", "ImportConfig", "export_features", "import_features"]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mstar.cli.job_table import JOBS, parts_of, take_job
 from mstar.cli.resolve import JobParts, known_flags, resolve
 from mstar.cli.submit_config import SubmitConfig
 from mstar.errors import ConfigError, InterruptedRunError
@@ -70,8 +71,6 @@ def run(config: SubmitConfig, words: Sequence[str]) -> int:
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of `submit` itself, and those from the job's name on."""
-    from mstar.cli.main import JOBS
-
     firsts = {name.split()[0] for name in JOBS}
     at = 0
     while at < len(words) and words[at].startswith("-"):
@@ -95,7 +94,6 @@ def check_job(words: Sequence[str]) -> Submission:
     Raises:
         ConfigError: no such job, recipe or flag, or a path that means another place there.
     """
-    from mstar.cli.main import JOBS, parts_of, take_job
     from mstar.cli.submit_package import check_paths
 
     name, rest = take_job(words)

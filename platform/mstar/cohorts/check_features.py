@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import h5py
 
 from mstar.cohorts.check_problems import Findings
-from mstar.features.store import GRIDS, FeatureStore, GridStore, read_record
+from mstar.features.store import FeatureStore, GridStore
+from mstar.features.store_record import GRIDS, read_record
 from mstar.storage import objects
 
 HEAD_THREADS = 8

@@ -25,7 +25,8 @@ from mstar.errors import ConfigError, MstarError, StoreMismatchError
 from mstar.features.store import FeatureStore
 from mstar.storage import objects
 from mstar.training.exit_codes import exit_code
-from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, Tracker, ended
+from mstar.training.tracking import start_tracking
 
 __all__ = ["EncodeConfig", "run"]
 

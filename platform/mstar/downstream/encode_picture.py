@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from matplotlib.figure import Figure
 
 from mstar.storage import objects
-from mstar.training.tracking import Tracker
+from mstar.training.tracker import Tracker
 
 SHOWN_TYPES = 12
 UMAP_FEWEST = 10  # vectors; of fewer, neighbourhoods say nothing

@@ -4,7 +4,8 @@ import math
 
 from mstar import __version__
 from mstar.config import to_dict, to_json
-from mstar.downstream.families import FamilyJob, FamilyOutcome, run_family
+from mstar.downstream.families import run_family
+from mstar.downstream.family_job import FamilyJob, FamilyOutcome
 from mstar.downstream.family_sources import stages_digest
 from mstar.downstream.piece_records import mean_scores
 from mstar.downstream.pieces import Concluded

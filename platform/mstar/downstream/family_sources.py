@@ -5,7 +5,8 @@ import hashlib
 from collections.abc import Iterator
 
 from mstar.config import fingerprint
-from mstar.downstream.families import FamilySources, needs_of
+from mstar.downstream.families import needs_of
+from mstar.downstream.family_job import FamilySources
 from mstar.models.projection import PROJECTION
 from mstar.models.stage1_files import AGGREGATOR, GENE_ENCODER, TEXT_ENCODER
 from mstar.storage import objects

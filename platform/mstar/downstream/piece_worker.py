@@ -15,8 +15,9 @@ from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags, load_bags
 from mstar.downstream.config import Study, TrialConfig, find_protocol
 from mstar.downstream.evaluate import evaluate_external
-from mstar.downstream.families import FamilyJob, FamilySources, method_options
+from mstar.downstream.families import method_options
 from mstar.downstream.family_files import conclude_family
+from mstar.downstream.family_job import FamilyJob, FamilySources
 from mstar.downstream.figures import figure_png, study_figures
 from mstar.downstream.model_files import load_fit, save_fit
 from mstar.downstream.piece_records import (

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,11 @@ from mstar.downstream.gene_flags import gene_reader
 from mstar.downstream.spaces import OPTION, Space, load_space, make_trial
 from mstar.downstream.study_run import StudyPlan
 from mstar.downstream.sweep_config import SweepConfig
+from mstar.downstream.sweep_encoders import Encoder, find_encoders
 from mstar.downstream.task_survey import SurveySettings, TaskState, survey_tasks
-from mstar.downstream.tasks_job import own_tables, parse_features, split_registry
-from mstar.errors import ConfigError, MstarError
-from mstar.features.store import FeatureStore
+from mstar.downstream.tasks_job import own_tables, split_registry
+from mstar.errors import MstarError
 from mstar.models.heads import head_spec
-from mstar.storage import objects
 
 HEAD_WORK = {"linear": 0.05, "cox_linear": 0.05, "knn": 0.05, "prototype": 0.05}
 HEAD_WORK |= {"snn": 0.05, "motcat": 2.0, "cmta": 4.0}
@@ -58,20 +57,6 @@ class LeftOut:
     encoder: str = ""
     head: str = ""
     refused: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
-    """The features of one encoder.
-
-    sizes: slide → bytes of its file.
-    stores: their fingerprints: what made the features.
-    """
-
-    name: str
-    roots: tuple[str, ...]
-    sizes: Mapping[str, int]
-    stores: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,17 +114,6 @@ def _with_models(plans: list[StudyPlan]) -> tuple[list[StudyPlan], list[LeftOut]
     return kept, left_out
 
 
-def find_encoders(config: SweepConfig) -> dict[str, Encoder]:
-    """The encoders of `--features` that `--encoders` takes, their stores listed."""
-    given = parse_features(config.features)
-    wanted = [name for word in config.encoders for name in word.split(",") if name] or list(given)
-    if unknown := [name for name in wanted if name not in given]:
-        raise ConfigError(
-            f"--encoders {unknown[0]}: expected labels of --features: {', '.join(given)}."
-        )
-    return {name: _list_stores(name, given[name]) for name in dict.fromkeys(wanted)}
-
-
 def head_space(config: SweepConfig, head: str) -> Space:
     """A head's space with the options of the command line, tried out once."""
     space = load_space(config.space, head)
@@ -164,39 +138,6 @@ def _survey(
     )
     ids = {name: encoder.sizes.keys() for name, encoder in encoders.items()}
     return survey_tasks(chosen, known, find_label_tables(config.labels), ids, settings)
-
-
-def _list_stores(name: str, roots: Sequence[str]) -> Encoder:
-    """One listing a store: names for matching, sizes for the order of work."""
-    stores = [FeatureStore.open(root) for root in roots]
-    made_by = {fingerprint(_made_by(store)): store.root for store in stores}
-    if len(made_by) > 1:
-        raise ConfigError(
-            f"--features {name}: expected stores of one encoder, got others in "
-            f"{' and '.join(made_by.values())}. Give each encoder a label of its own."
-        )
-    sizes: dict[str, int] = {}
-    for store in stores:
-        suffix = store.record.suffix
-        found = {i.rel.removesuffix(suffix): i.size_bytes for i in _files(store)}
-        for slide in store.done_ids():
-            if slide in sizes:
-                raise ConfigError(
-                    f"--features {name}: slide {slide} is in two of its stores, one of them "
-                    f"{store.root}. Leave one out."
-                )
-            sizes[slide] = found.get(slide, 0)
-    prints = tuple(sorted(store.fingerprint for store in stores))
-    return Encoder(name=name, roots=tuple(roots), sizes=sizes, stores=prints)
-
-
-def _files(store: FeatureStore) -> list[objects.FileInfo]:
-    return list(objects.list_files(store.root, suffix=store.record.suffix))
-
-
-def _made_by(store: FeatureStore) -> Any:
-    """What must agree: the encoder where the store names one, else all of its configuration."""
-    return store.record.config.get("encoder", store.record.config)
 
 
 def _troubles(state: TaskState) -> list[LeftOut]:

@@ -38,7 +38,8 @@ from mstar.storage.ids import quoted
 from mstar.training.cluster import ClusterShape, ray_session
 from mstar.training.exit_codes import ExitCode
 from mstar.training.interrupts import stop_on_sigterm
-from mstar.training.tracking import NullTracker, SpoolTracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, ended
+from mstar.training.tracking import SpoolTracker, start_tracking
 
 __all__ = ["SweepConfig", "run"]
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mstar.data.task_registry import ALL, DEFAULT
-from mstar.downstream.families import PAPER, FamilySources, check_methods, is_method
+from mstar.downstream.families import PAPER, check_methods, is_method
+from mstar.downstream.family_job import FamilySources
 from mstar.downstream.gene_flags import GeneFlags
 from mstar.errors import ConfigError
 from mstar.models.heads import FUSION_HEADS, HEADS, head_config, head_spec

@@ -20,7 +20,7 @@ from mstar.downstream.pieces import Concluded, FitRecord
 from mstar.downstream.search import FAILED, TrialEnd
 from mstar.downstream.study_run import StudyRun
 from mstar.storage import objects
-from mstar.training.tracking import TreeTracker
+from mstar.training.tracker import TreeTracker
 
 NAMES = ("train_loss", "val_loss", "val_score")  # of the columns of a fit's history
 SCORE = "score"

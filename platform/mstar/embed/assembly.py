@@ -11,7 +11,8 @@ from mstar.embed.slide_writer import SlideWriter
 from mstar.embed.sources import LocalSource, PatchSource
 from mstar.embed.worker import EmbedWorker
 from mstar.features.files import FeatureProvenance
-from mstar.features.store import FeatureStore, read_record
+from mstar.features.store import FeatureStore
+from mstar.features.store_record import read_record
 from mstar.models.encoder_spec import RESIZE_KERNELS, EncoderSpec
 from mstar.models.encoder_table import find_encoder
 from mstar.models.patch_encoders import load_encoder

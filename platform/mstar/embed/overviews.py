@@ -9,7 +9,7 @@ from PIL import Image
 
 from mstar.slides.overview import contact_sheet
 from mstar.storage.objects import list_files, read_bytes
-from mstar.training.tracking import Tracker
+from mstar.training.tracker import Tracker
 
 MAX_ON_SHEET = 48
 

@@ -23,7 +23,8 @@ from mstar.storage.objects import collect_stale_temps, exists, join
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.interrupts import stop_on_sigterm
 from mstar.training.progress import ProgressReporter
-from mstar.training.tracking import NullTracker, Tracker, start_tracking
+from mstar.training.tracker import NullTracker, Tracker
+from mstar.training.tracking import start_tracking
 
 STALE_S = 24 * 3600.0  # a temporary file this old belongs to no one any more
 

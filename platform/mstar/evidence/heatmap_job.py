@@ -33,7 +33,8 @@ from mstar.schema import RESEARCH_ONLY
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.progress import ProgressReporter
-from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, Tracker, ended
+from mstar.training.tracking import start_tracking
 
 __all__ = ["HeatmapConfig", "run"]
 

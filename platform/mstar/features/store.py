@@ -11,43 +11,34 @@ holds one configuration, so `store.json` is checked once and another configurati
 """
 
 import io
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from mstar import config as configs
-from mstar.errors import FeatureError, ManifestError, StoreMismatchError
+from mstar.errors import FeatureError, ManifestError
 from mstar.features import files
 from mstar.features import parts as slide_parts
 from mstar.features.files import FeatureProvenance, SlideFeatures, Unreadable
 from mstar.features.hdf5 import wrong
+from mstar.features.store_record import (
+    GRIDS,
+    RESERVED,
+    StoreRecord,
+    claim_store,
+    list_ids,
+    new_record,
+    read_record,
+)
 from mstar.schema import Grid
 from mstar.storage import objects
 from mstar.storage.manifest import check_slide_id
 
-RECORD = "store.json"
-GRIDS = "_grids"
-RESERVED = ("_state", GRIDS, "failures")  # folders that are not slides'
-
-_RECORD_VERSION = 1
-
 Content = TypeVar("Content")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRecord:
-    """The content of `store.json`."""
-
-    kind: str  # features | grids
-    suffix: str  # of the slide files
-    fingerprint: str
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +52,7 @@ class FeatureStore:
     @classmethod
     def open_or_create(cls, root: str, config: Any) -> "FeatureStore":
         """Opens the store of this configuration, or creates it where there is none."""
-        record = _claim(root, _record("features", ".h5", config))
+        record = claim_store(root, new_record("features", ".h5", config))
         return cls(root=root, record=record, writable=True)
 
     @classmethod
@@ -80,7 +71,7 @@ class FeatureStore:
 
     def done_ids(self) -> Iterator[str]:
         """The ids of all finished slides, told by their names while the listing streams in."""
-        return _list_ids(self.root, self.record.suffix)
+        return list_ids(self.root, self.record.suffix)
 
     def has(self, slide_id: str) -> bool:
         """Whether the slide is finished."""
@@ -207,7 +198,7 @@ class GridStore:
     @classmethod
     def open_or_create(cls, root: str, config: Any, *, suffix: str = ".h5") -> "GridStore":
         """Opens the store of this configuration, or creates it where there is none."""
-        record = _claim(root, _record("grids", suffix, config))
+        record = claim_store(root, new_record("grids", suffix, config))
         return cls(root=root, record=record, writable=True)
 
     @classmethod
@@ -226,7 +217,7 @@ class GridStore:
 
     def done_ids(self) -> Iterator[str]:
         """The ids of all slides that have a grid."""
-        return _list_ids(self.root, self.record.suffix)
+        return list_ids(self.root, self.record.suffix)
 
     def has(self, slide_id: str) -> bool:
         """Whether the slide has a grid."""
@@ -243,76 +234,6 @@ class GridStore:
         return _read(self.slide_uri(slide_id), files.read_grid)
 
 
-def read_record(root: str, kind: str | None = None) -> StoreRecord:
-    """Reads `store.json`; a folder without one, or of another kind, is a FeatureError."""
-    found = _find_record(root)
-    if found is None:
-        way_out = "Give the folder that --out named, or import a foreign one with `mstar import`."
-        raise wrong(root, RECORD, "a store", "no such file", way_out)
-    if kind is not None and found.kind != kind:
-        raise wrong(root, "kind of store", kind, found.kind, "Give the other folder.")
-    return found
-
-
-def _record(kind: str, suffix: str, config: Any) -> StoreRecord:
-    """The record of a store to be."""
-    plain = cast(dict[str, Any], configs.to_dict(config))
-    return StoreRecord(
-        kind=kind, suffix=suffix, fingerprint=configs.fingerprint(plain), config=plain
-    )
-
-
-def _claim(root: str, wanted: StoreRecord) -> StoreRecord:
-    """Creates the store, or joins it when it is there and the same."""
-    found = _find_record(root)
-    if found is None:
-        stray = next(_list_ids(root, wanted.suffix), None)
-        if stray is not None and _find_record(root) is None:  # not a run that started meanwhile
-            raise StoreMismatchError(
-                f"{root}: expected an empty folder or a store, got {stray}{wanted.suffix} "
-                f"without {RECORD}. Choose another --out, or use `mstar import`."
-            )
-        uri, data = objects.join(root, RECORD), _dump_record(wanted)
-        if objects.write_whole(uri, data, if_absent=True):
-            return wanted
-        found = read_record(root)
-    if found != wanted:
-        lines = "\n  ".join(configs.differences(_compared(wanted), _compared(found)))
-        raise StoreMismatchError(
-            f"{root}: holds {found.kind} of another configuration "
-            f"({found.fingerprint}, this run is {wanted.fingerprint}):\n  {lines}\n"
-            "Choose another --out, or repeat the settings of the store."
-        )
-    return found
-
-
-def _compared(record: StoreRecord) -> dict[str, Any]:
-    """What decides whether two records are the same store (the fingerprint says no more)."""
-    return {"kind": record.kind, "suffix": record.suffix, **record.config}
-
-
-def _dump_record(record: StoreRecord) -> bytes:
-    """A record as the bytes of `store.json`."""
-    fields = {"schema_version": _RECORD_VERSION, **configs.to_dict(record)}
-    return (configs.to_json(fields) + "\n").encode()
-
-
-def _find_record(root: str) -> StoreRecord | None:
-    """The record of a store, None where there is none."""
-    uri = objects.join(root, RECORD)
-    if not objects.exists(uri):
-        return None
-    try:
-        fields = json.loads(objects.read_bytes(uri))
-        version = fields.pop("schema_version")
-        if version <= _RECORD_VERSION:
-            return StoreRecord(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        way_out = "Restore the file: without it the features cannot be told apart from others'."
-        raise wrong(uri, "content", "a store record", str(error), way_out) from error
-    raise wrong(uri, "schema_version", f"at most {_RECORD_VERSION}", version, "Update mstar.")
-
-
 def _slide_uri(root: str, slide_id: str, suffix: str) -> str:
     """Where a slide's file is; ids that would hide it from the listing are refused."""
     check_slide_id(slide_id)
@@ -323,14 +244,6 @@ def _slide_uri(root: str, slide_id: str, suffix: str) -> str:
             "with a dot, which stores keep for themselves. Name it otherwise in the manifest."
         )
     return objects.join(root, *steps[:-1], steps[-1] + suffix)
-
-
-def _list_ids(root: str, suffix: str) -> Iterator[str]:
-    """Slide ids by the names of the finished files below `root`."""
-    for info in objects.list_files(root, suffix=suffix):
-        steps = info.rel.split("/")
-        if steps[0] not in RESERVED and not any(step.startswith(".") for step in steps):
-            yield info.rel.removesuffix(suffix)
 
 
 def _check_writable(root: str, writable: bool) -> None:

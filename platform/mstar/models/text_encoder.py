@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mstar.errors import WeightsError
-from mstar.models.first_token import compute_first_token_only
+from mstar.models.first_token import compute_first_token_only, mask_for_all
 from mstar.models.torchvision_ops import declare_missing_ops
 
 DEFAULT_TEXT_ENCODER = "dmis-lab/biobert-base-cased-v1.2"
@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.bert = bert
-        compute_first_token_only(bert)
+        self._first_only = compute_first_token_only(bert)
         self.proj_text = nn.Linear(bert.config.hidden_size, config.output_dim)  # type: ignore[union-attr, arg-type]
         if config.gradient_checkpointing:
             bert.config.use_cache = False  # type: ignore[union-attr]
@@ -58,7 +58,8 @@ class TextEncoder(nn.Module):
             tokens: ids from the model's own tokenizer, [CLS] first.
             mask: False where a token is padding.
         """
-        hidden = self.bert(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        seen = mask_for_all(mask) if self._first_only else mask.long()
+        hidden = self.bert(input_ids=tokens, attention_mask=seen).last_hidden_state
         result: Tensor = self.proj_text(hidden[:, 0])
         return result
 

@@ -27,6 +27,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
+from mstar.models.texture_maps import (
+    Map,
+    Scalars,
+    binomial,
+    blur_matrix,
+    dilated,
+    halved,
+    length_of,
+    mean_of,
+    moments_of,
+    root_of,
+    spread_of,
+    square_max,
+    standardised,
+    unit_vector,
+    widened,
+)
 from mstar.models.texture_table import MEASURES
 
 VERSION = 1  # to be raised whenever the same pixels give other numbers
@@ -44,9 +61,6 @@ _WINDOWS = (16, 32, 64, 128)  # µm
 _LARGEST = 8.0  # of a scaled measure; blank and broken patches end here
 _TINY = 1e-6
 
-Map = Float[Tensor, "batch height width"]
-Scalars = dict[str, Float[Tensor, " batch"]]
-
 
 class TextureEncoder(nn.Module):
     """Patches in, texture measures out. It has buffers and no parameters."""
@@ -60,8 +74,8 @@ class TextureEncoder(nn.Module):
     def __init__(self) -> None:
         """Computes the filters; the same bits on every machine."""
         super().__init__()
-        unmix = np.linalg.inv(np.array([_unit(stain) for stain in _STAINS])).T[:2]
-        blurs = [_blur_matrix(INPUT_PX // 2, sigma) for sigma in _SIGMAS]
+        unmix = np.linalg.inv(np.array([unit_vector(stain) for stain in _STAINS])).T[:2]
+        blurs = [blur_matrix(INPUT_PX // 2, sigma) for sigma in _SIGMAS]
         constants = {
             "unmix": unmix.round(6).tolist(),
             "blurs": np.stack(blurs).round(7).tolist(),
@@ -100,7 +114,7 @@ class TextureEncoder(nn.Module):
         found |= self._eosin(eosin)
         found |= _bands(h, fine, bands, nuclei)
         found |= _grain((h - levels[1 + _SURROUND]).clamp_min(0))
-        chromatin = [_halved(band * band).sqrt() for band in fine]
+        chromatin = [halved(band * band).sqrt() for band in fine]
         around = (self.blurs[0] @ torch.stack(chromatin, 1) @ self.blurs[0].T).unbind(1)
         found |= _blobs(bands, [chromatin[0], *around], found["nuclei.density"])
         for name, level in (("tensor1", levels[1]), ("tensor2", levels[3])):
@@ -111,9 +125,9 @@ class TextureEncoder(nn.Module):
 
     def _fine_and_half(self, stain: Map) -> tuple[list[Map], Map]:
         """The two finest bands at full resolution, and the rest at half."""
-        once = _binomial(stain)
-        twice = _binomial(once)
-        return [stain - once, once - twice], _halved(twice)
+        once = binomial(stain)
+        twice = binomial(once)
+        return [stain - once, once - twice], halved(twice)
 
     def _blurred(self, level: Map, sigmas: tuple[int, ...] | None = None) -> list[Map]:
         blurs = self.blurs if sigmas is None else self.blurs[list(sigmas)]
@@ -121,9 +135,9 @@ class TextureEncoder(nn.Module):
 
     def _eosin(self, eosin: Map) -> Scalars:
         levels = [eosin, *self._blurred(eosin, _EOSIN)]
-        total = _mean(eosin.clamp_min(0)) + 0.01
+        total = mean_of(eosin.clamp_min(0)) + 0.01
         return {
-            f"eosin.band{i}": _spread(a - b) / total
+            f"eosin.band{i}": spread_of(a - b) / total
             for i, (a, b) in enumerate(itertools.pairwise(levels))
         }
 
@@ -135,54 +149,54 @@ class TextureEncoder(nn.Module):
 
 def _colour(density: Float[Tensor, "batch 3 height width"], h: Map, e: Map) -> Scalars:
     """Moments of the stains."""
-    found = {"tissue": _mean(torch.sigmoid(50 * (density.mean(1) - 0.08)))}
+    found = {"tissue": mean_of(torch.sigmoid(50 * (density.mean(1) - 0.08)))}
     for number, name in enumerate(("red", "green", "blue")):
-        found[f"density.{name}"] = _mean(density[:, number])
+        found[f"density.{name}"] = mean_of(density[:, number])
     for name, stain in (("haematoxylin", h), ("eosin", e)):
-        found[f"{name}.mean"], found[f"{name}.spread"] = _mean(stain), _spread(stain)
-        found[f"{name}.skew"] = _mean(_standard(stain) ** 3)
-    found["stains.correlation"] = _mean(_standard(h) * _standard(e))
+        found[f"{name}.mean"], found[f"{name}.spread"] = mean_of(stain), spread_of(stain)
+        found[f"{name}.skew"] = mean_of(standardised(stain) ** 3)
+    found["stains.correlation"] = mean_of(standardised(h) * standardised(e))
     return found
 
 
 def _bands(h: Map, fine: list[Map], bands: list[Map], nuclei: Map) -> Scalars:
     """Energy, skewness and correlations of bands, weighted by where nuclei are."""
-    area = _mean(nuclei) + 1e-4
-    density = (_mean(h * nuclei) / area).clamp_min(0)
-    spread = _root(_mean((h - _wide(density)) ** 2 * nuclei) / area)
+    area = mean_of(nuclei) + 1e-4
+    density = (mean_of(h * nuclei) / area).clamp_min(0)
+    spread = root_of(mean_of((h - widened(density)) ** 2 * nuclei) / area)
     found = {"nuclei.area": area, "nuclei.density": density}
     found["nuclei.spread"] = spread / (density + 0.02)
     # Halving before the product with what is constant in two by two pixels changes no mean.
-    every = [*(_halved(band) for band in fine), *bands[1:6]]
-    squares = [_halved(band * band) for band in fine] + [band * band for band in bands[1:6]]
-    sizes = [_root(_mean(square * nuclei) / area) + 1e-4 for square in squares]
+    every = [*(halved(band) for band in fine), *bands[1:6]]
+    squares = [halved(band * band) for band in fine] + [band * band for band in bands[1:6]]
+    sizes = [root_of(mean_of(square * nuclei) / area) + 1e-4 for square in squares]
     for i, size in enumerate(sizes):
         found[f"band{i}.energy"] = (size / (density + 0.02)).log()
     for i, band in enumerate(fine):
-        found[f"band{i}.skew"] = _mean(_halved(band**3) * nuclei) / area / sizes[i] ** 3
+        found[f"band{i}.skew"] = mean_of(halved(band**3) * nuclei) / area / sizes[i] ** 3
     pairs = [(a, b) for a in range(len(fine)) for b in range(a + 1, len(every))]
     for i, j in pairs:
-        product = every[i] * every[j] if j > 1 else _halved(fine[0] * fine[1])
-        found[f"bands{i}{j}.correlation"] = _mean(product * nuclei) / area / (sizes[i] * sizes[j])
+        product = every[i] * every[j] if j > 1 else halved(fine[0] * fine[1])
+        found[f"bands{i}{j}.correlation"] = mean_of(product * nuclei) / area / (sizes[i] * sizes[j])
     return found
 
 
 def _grain(stain: Map) -> Scalars:
     """The share of the stain that openings by discs of growing radius take away (in µm)."""
-    total = _mean(stain) + 1e-3
+    total = mean_of(stain) + 1e-3
     left, eroded, found, shares = total, stain, {}, []
     for radius in range(1, _DISC_RADII + 1):
-        eroded = -_dilated(-eroded, radius)
+        eroded = -dilated(-eroded, radius)
         opened = eroded
         for step in range(radius, 0, -1):
-            opened = _dilated(opened, step)
-        mean = _mean(opened)
+            opened = dilated(opened, step)
+        mean = mean_of(opened)
         shares.append((left - mean) / total)
         found[f"grain.{radius}um"], left = shares[-1], mean
     shares.append(left / total)
     found["grain.larger"] = shares[-1]
     logs = torch.arange(1, len(shares) + 1, device=stain.device).log()
-    size, spread = _moments(torch.stack(shares, 1), logs)
+    size, spread = moments_of(torch.stack(shares, 1), logs)
     return found | {"grain.size": size, "grain.spread": spread}
 
 
@@ -190,24 +204,24 @@ def _blobs(bands: list[Map], chromatin: list[Map], density: Float[Tensor, " batc
     """Maxima over place and scale: number, strength, size, inner structure, and how they vary."""
     responses = torch.stack(bands[1:6], 1)
     best, sigma = responses.max(1)
-    peaks = (best >= _square_max(_square_max(best))) & (best > 0.03 * _wide(density))
+    peaks = (best >= square_max(square_max(best))) & (best > 0.03 * widened(density))
     weight = best * peaks
-    total = _mean(weight) + _TINY
-    here = [_mean(weight * (sigma == i)) / total for i in range(responses.shape[1])]
-    size, spread = _moments(
+    total = mean_of(weight) + _TINY
+    here = [mean_of(weight * (sigma == i)) / total for i in range(responses.shape[1])]
+    size, spread = moments_of(
         torch.stack(here, 1), torch.arange(len(here), device=best.device).float()
     )
-    count = _mean(peaks.float()) + 1e-5
+    count = mean_of(peaks.float()) + 1e-5
     found = {f"blob.share{i}": share for i, share in enumerate(here)}
     found |= {"blob.number": (100 * count).log(), "blob.size": size, "blob.spread": spread}
     found["blob.strength"] = total / count / (density + 0.02)
     # At half the blob's own size, so that large and small blobs are asked the same.
     inner = torch.stack(bands[:5], 1).gather(1, (sigma - 1).clamp_min(0)[:, None])[:, 0]
     for name, part in zip(("inner", *_CHROMATIN), (inner, *chromatin), strict=True):
-        middle = _mean(part * peaks) / total
+        middle = mean_of(part * peaks) / total
         found[f"blob.{name}"] = middle
-        away = (part - _wide(middle) * best) ** 2 * peaks
-        found[f"blob.{name}_spread"] = _root(_mean(away) / (_mean(weight * best) + _TINY))
+        away = (part - widened(middle) * best) ** 2 * peaks
+        found[f"blob.{name}_spread"] = root_of(mean_of(away) / (mean_of(weight * best) + _TINY))
     return found
 
 
@@ -216,10 +230,11 @@ def _tensor(name: str, level: Map) -> Scalars:
     along = pad(level[..., 2:] - level[..., :-2], (1, 1, 0, 0))
     down = pad(level[..., 2:, :] - level[..., :-2, :], (0, 0, 1, 1))
     cosine, sine, energy = along**2 - down**2, 2 * along * down, along**2 + down**2
-    fourth = _length(
-        _mean((cosine**2 - sine**2) / (energy + _TINY)), _mean(2 * cosine * sine / (energy + _TINY))
+    fourth = length_of(
+        mean_of((cosine**2 - sine**2) / (energy + _TINY)),
+        mean_of(2 * cosine * sine / (energy + _TINY)),
     )
-    found = {f"{name}.fourth": fourth / (_mean(energy) + 1e-9)}
+    found = {f"{name}.fourth": fourth / (mean_of(energy) + 1e-9)}
     return found | _coherence(name, cosine, sine, energy)
 
 
@@ -230,9 +245,9 @@ def _steered(name: str, level: Map) -> Scalars:
     down = pad(level[..., 2:, :] - level[..., :-2, :], (0, 0, 1, 1))
     mixed = pad(down[..., 2:] - down[..., :-2], (1, 1, 0, 0)) / 4
     cosine, sine, round_ = bent_x - bent_y, 2 * mixed, (-bent_x - bent_y).clamp_min(0)
-    oriented = _length(cosine, sine)
+    oriented = length_of(cosine, sine)
     gate = round_ * (round_ > oriented / 2)
-    found = {f"{name}.length": _mean(oriented * gate) / (_mean(round_ * gate) + 1e-9)}
+    found = {f"{name}.length": mean_of(oriented * gate) / (mean_of(round_ * gate) + 1e-9)}
     return found | _coherence(name, cosine * gate, sine * gate, oriented * gate)
 
 
@@ -240,16 +255,16 @@ def _coherence(name: str, cosine: Map, sine: Map, energy: Map) -> Scalars:
     """0: all directions alike, 1: one direction; mean over windows by energy, and its spread."""
     found: Scalars = {}
     size = 1
-    total = _mean(energy) + 1e-9
+    total = mean_of(energy) + 1e-9
     for window in _WINDOWS:
         step, size = window // size, window
         cosine, sine, energy = (avg_pool2d(part, step) for part in (cosine, sine, energy))
-        coherence = _length(cosine, sine) / (energy + 1e-3 * _wide(total))
-        share = energy / _wide(total)
-        mean = _mean(coherence * share)
+        coherence = length_of(cosine, sine) / (energy + 1e-3 * widened(total))
+        share = energy / widened(total)
+        mean = mean_of(coherence * share)
         found[f"{name}.coherence{window}"] = mean
         if window < _WINDOWS[-1]:
-            spread = _root(_mean((coherence - _wide(mean)) ** 2 * share))
+            spread = root_of(mean_of((coherence - widened(mean)) ** 2 * share))
             found[f"{name}.coherence_spread{window}"] = spread
     return found
 
@@ -259,85 +274,3 @@ def _in_float32(device_type: str) -> AbstractContextManager[Any]:
     if device_type == "meta":
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
-
-
-def _unit(vector: tuple[float, ...]) -> list[float]:
-    length = float(np.linalg.norm(vector))
-    return [value / length for value in vector]
-
-
-def _blur_matrix(side: int, sigma: float) -> np.ndarray:
-    """A Gaussian as a matrix to multiply rows or columns with; mirrored at the borders."""
-    reach = int(4 * sigma) + 1
-    matrix, rows = np.zeros((side, side)), np.arange(side)
-    for offset in range(-reach, reach + 1):
-        columns = rows + offset
-        columns = np.where(columns < 0, -1 - columns, columns)
-        columns = np.where(columns >= side, 2 * side - 1 - columns, columns)
-        np.add.at(matrix, (rows, columns), np.exp(-(offset**2) / (2 * sigma**2)))
-    return np.asarray(matrix / matrix.sum(1, keepdims=True))
-
-
-def _binomial(level: Map) -> Map:
-    """Smoothed by (1 4 6 4 1) / 16 both ways."""
-    wide = pad(level, (2, 2, 2, 2), mode="reflect")
-    rows = wide[..., :-4] + wide[..., 4:] + 4 * (wide[..., 1:-3] + wide[..., 3:-1])
-    rows += 6 * wide[..., 2:-2]
-    both = rows[:, :-4] + rows[:, 4:] + 4 * (rows[:, 1:-3] + rows[:, 3:-1]) + 6 * rows[:, 2:-2]
-    return both / 256
-
-
-def _halved(level: Map) -> Float[Tensor, "batch half_height half_width"]:
-    return avg_pool2d(level, 2)
-
-
-def _dilated(level: Map, step: int) -> Map:
-    """One step of a growing disc: squares and crosses in turn make octagons."""
-    if step % 2 == 0:
-        return _square_max(level)
-    return torch.maximum(_line_max(level, 1), _line_max(level, 2))
-
-
-def _square_max(level: Map) -> Map:
-    return _line_max(_line_max(level, 1), 2)
-
-
-def _line_max(level: Map, axis: int) -> Map:
-    """The largest of three neighbours along an axis."""
-    side = level.shape[axis]
-    larger = level.clone()
-    for here, there in ((1, 0), (0, 1)):
-        part = larger.narrow(axis, here, side - 1)
-        part.copy_(torch.maximum(part, level.narrow(axis, there, side - 1)))
-    return larger
-
-
-def _moments(
-    shares: Float[Tensor, "batch bin"], values: Float[Tensor, " bin"]
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    mean = (shares * values).sum(1)
-    return mean, _root((shares * (values - mean[:, None]) ** 2).sum(1))
-
-
-def _standard(level: Map) -> Map:
-    return (level - _wide(_mean(level))) / _wide(_spread(level) + 1e-4)
-
-
-def _mean(level: Map) -> Float[Tensor, " batch"]:
-    return level.mean((-1, -2))
-
-
-def _spread(level: Map) -> Float[Tensor, " batch"]:
-    return _root(_mean((level - _wide(_mean(level))) ** 2))
-
-
-def _root(values: Tensor) -> Tensor:
-    return values.clamp_min(0).sqrt()
-
-
-def _length(cosine: Tensor, sine: Tensor) -> Tensor:
-    return (cosine**2 + sine**2).sqrt()
-
-
-def _wide(values: Float[Tensor, " batch"]) -> Float[Tensor, "batch 1 1"]:
-    return values[:, None, None]

@@ -34,7 +34,8 @@ from mstar.predict.same_features import embed_config, recorded_in
 from mstar.schema import RESEARCH_ONLY
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode, exit_code
-from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, Tracker, ended
+from mstar.training.tracking import start_tracking
 
 TEXT_COLUMNS = ("report",)  # not for MLflow: whole reports stay where the user put them
 

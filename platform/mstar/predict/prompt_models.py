@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mstar.api import Bag
 from mstar.data.tasks import Task
-from mstar.downstream.families import FAMILIES, FamilySources, named
+from mstar.downstream.families import FAMILIES, named
+from mstar.downstream.family_job import FamilySources
 from mstar.downstream.family_sources import stages_digest
 from mstar.downstream.language.encoders import PatchSide
 from mstar.downstream.language.few_shot_models import FewShotModel, load_few_shot

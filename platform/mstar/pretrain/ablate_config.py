@@ -69,6 +69,8 @@ class AblateConfig:
     """Peak learning rate of the encoder in stage 2."""
     stage2_lr_projection: float = 3e-3
     """Peak learning rate of the projection."""
+    stage2_precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast of stage 2's forward pass; a CPU without bf16 instructions is faster with fp32."""
     balance: float = 0.6
     """λ of the stage-2 loss."""
     probe_patches: int = 4

@@ -45,7 +45,8 @@ from mstar.pretrain.shards_worker import (
 )
 from mstar.storage import objects
 from mstar.training.exit_codes import ExitCode
-from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, Tracker, ended
+from mstar.training.tracking import start_tracking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,8 @@ from mstar.models.text_encoder import TextEncoderConfig
 from mstar.pretrain.batch_plan import MODALITIES
 from mstar.training.engines import EngineConfig
 from mstar.training.exit_codes import check_max_failures
+from mstar.training.group_config import GroupConfig
 from mstar.training.optimizers import OptimizerConfig
-from mstar.training.ray_train import GroupConfig
 
 # What may differ between two attempts of the same run: how it is run, not what it computes. Cohort
 # and features may move; their digests are compared instead (`stage1_resume`).

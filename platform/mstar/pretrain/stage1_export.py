@@ -20,7 +20,7 @@ from mstar.pretrain.stage1_watch import Stage1Watch
 from mstar.storage import objects
 from mstar.training.run_log import RunLog
 from mstar.training.sessions import TrainState
-from mstar.training.tracking import NullTracker, Tracker
+from mstar.training.tracker import NullTracker, Tracker
 
 log = logging.getLogger("mstar.stage1")
 

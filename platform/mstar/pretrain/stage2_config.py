@@ -15,8 +15,8 @@ from mstar.models.ema import EmaConfig
 from mstar.models.student import StudentConfig
 from mstar.training.engines import EngineConfig
 from mstar.training.exit_codes import check_max_failures
+from mstar.training.group_config import GroupConfig
 from mstar.training.optimizers import OptimizerConfig
-from mstar.training.ray_train import GroupConfig
 
 # What may differ between two attempts of the same run: how it is run, not what it computes. Shards
 # and weights may move; their digests are compared instead.

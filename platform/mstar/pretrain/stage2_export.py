@@ -31,7 +31,7 @@ from mstar.models.student import Student
 from mstar.models.weights import file_sha256
 from mstar.pretrain.stage2_card import model_card
 from mstar.storage import objects
-from mstar.training.tracking import Tracker
+from mstar.training.tracker import Tracker
 
 ENCODER_PTH, ENCODER, CARD = "encoder.pth", "encoder.safetensors", "model_card.md"
 _METADATA = "mstar"

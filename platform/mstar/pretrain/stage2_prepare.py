@@ -30,7 +30,8 @@ from mstar.training.cluster import cluster_shape
 from mstar.training.engines import Engine, make_engine
 from mstar.training.run_log import RunLog
 from mstar.training.sessions import LocalSession, Session, TrainState
-from mstar.training.tracking import NullTracker, Tracker, start_tracking
+from mstar.training.tracker import NullTracker, Tracker
+from mstar.training.tracking import start_tracking
 
 log = logging.getLogger("mstar.stage2")
 

@@ -38,7 +38,8 @@ from mstar.training.cluster import ClusterShape, ray_session
 from mstar.training.exit_codes import ExitCode, exit_code
 from mstar.training.interrupts import stop_on_sigterm
 from mstar.training.progress import ProgressReporter
-from mstar.training.tracking import NullTracker, Tracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, Tracker, ended
+from mstar.training.tracking import start_tracking
 
 STALE_S = 24 * 3600.0  # a temporary file this old belongs to no one any more
 BUNDLES_PER_WORKER = 4  # at least, so that the last ones do not leave the others idle

@@ -10,8 +10,8 @@ from mstar.models.aggregator import AggregatorConfig
 from mstar.models.gene_encoder import GeneEncoderConfig
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.training.engines import EngineConfig
+from mstar.training.group_config import GroupConfig
 from mstar.training.optimizers import OptimizerConfig
-from mstar.training.ray_train import GroupConfig
 
 
 def paper() -> Stage1Config:

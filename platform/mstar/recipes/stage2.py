@@ -8,7 +8,7 @@ import tyro
 from mstar.models.student import StudentConfig
 from mstar.pretrain.stage2_config import Stage2Config
 from mstar.training.engines import EngineConfig
-from mstar.training.ray_train import GroupConfig
+from mstar.training.group_config import GroupConfig
 
 
 def paper() -> Stage2Config:

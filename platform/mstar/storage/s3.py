@@ -1,23 +1,16 @@
-"""Objects of an S3-compatible store, through s3fs; address and keys come from the environment.
-
-One client per process and endpoint, shared by all its threads. A forked process makes its own, for
-the event loop of s3fs lives in a thread that a fork does not copy. Listings are never cached: one
-that is minutes old would hide what other workers finished.
-"""
+"""Objects of an S3-compatible store, through s3fs (`s3_client.py`)."""
 
 import io
 import os
 import secrets
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 from mstar.errors import StorageError
 from mstar.storage import retry
-
-Result = TypeVar("Result")
+from mstar.storage.s3_client import client, run_async
 
 PART_BYTES = 32 << 20  # objects of two parts and more go up in parts
 PARTS_AT_ONCE = 3  # times PART_BYTES is the memory of one upload
@@ -25,9 +18,6 @@ LIST_AT_ONCE = 1000  # the most that one answer may hold
 DELETE_AT_ONCE = 1000  # the most that one request may name
 READ_AHEAD_BYTES = 1 << 20
 UPLOAD_MARK = "mstar-upload"  # user metadata: which upload made the object
-
-_lock = threading.Lock()
-_clients: dict[tuple[int, str | None, str | None], Any] = {}
 
 
 class Head(NamedTuple):
@@ -45,7 +35,7 @@ def read(uri: str) -> bytes:
         async with answer["Body"] as body:
             return _checked(await body.read(), int(answer["ContentLength"]))
 
-    return _async(uri, "reading", get)
+    return run_async(uri, "reading", get)
 
 
 def read_tagged(uri: str) -> tuple[bytes, str]:
@@ -56,7 +46,7 @@ def read_tagged(uri: str) -> tuple[bytes, str]:
         async with answer["Body"] as body:
             return _checked(await body.read(), int(answer["ContentLength"])), answer["ETag"]
 
-    return _async(uri, "reading", get)
+    return run_async(uri, "reading", get)
 
 
 def read_range(uri: str, start: int, stop: int, tag: str) -> bytes:
@@ -69,7 +59,7 @@ def read_range(uri: str, start: int, stop: int, tag: str) -> bytes:
             return _checked(await body.read(), stop - start)
 
     try:
-        return _async(uri, "reading", get)
+        return run_async(uri, "reading", get)
     except Exception as error:
         if retry.status_of(error) == 412:
             raise StorageError(f"{uri} was replaced while it was read. Rerun.") from error
@@ -79,7 +69,7 @@ def read_range(uri: str, start: int, stop: int, tag: str) -> bytes:
 def head(uri: str) -> Head | None:
     """Size and ETag, None when there is no such object."""
     try:
-        answer = _async(uri, "asking for", lambda fs: fs._call_s3("head_object", **_name(uri)))
+        answer = run_async(uri, "asking for", lambda fs: fs._call_s3("head_object", **_name(uri)))
     except FileNotFoundError:
         return None
     return Head(int(answer["ContentLength"]), answer["ETag"])
@@ -87,13 +77,13 @@ def head(uri: str) -> Head | None:
 
 def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
     """Put the object whole; with `if_absent` False is returned when the name is taken."""
-    return _put(uri, lambda **options: _client().pipe_file(_path(uri), data, **options), if_absent)
+    return _put(uri, lambda **options: client().pipe_file(_path(uri), data, **options), if_absent)
 
 
 def put_file(local: Path, uri: str, *, if_absent: bool) -> bool:
     """Put a file's content as `write` does; a large one goes up in parts and appears at the end."""
     path = str(local)
-    return _put(uri, lambda **options: _client().put_file(path, _path(uri), **options), if_absent)
+    return _put(uri, lambda **options: client().put_file(path, _path(uri), **options), if_absent)
 
 
 def replace_if(uri: str, data: bytes, wanted: str) -> bool:
@@ -112,14 +102,14 @@ def delete_if(uri: str, wanted: str) -> bool:
 
 def delete(uri: str) -> None:
     """Delete an object; it may be gone already."""
-    _async(uri, "deleting", lambda fs: fs._call_s3("delete_object", **_name(uri)))
+    run_async(uri, "deleting", lambda fs: fs._call_s3("delete_object", **_name(uri)))
 
 
 def delete_many(bucket: str, keys: list[str]) -> None:
     """Delete up to `DELETE_AT_ONCE` objects of a bucket."""
     names = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
     uri = f"s3://{bucket}/{keys[0]}"
-    answer = _async(
+    answer = run_async(
         uri, "deleting", lambda fs: fs._call_s3("delete_objects", Bucket=bucket, Delete=names)
     )
     if answer.get("Errors"):
@@ -132,7 +122,7 @@ def walk(uri: str) -> Iterator[tuple[str, Head]]:
     bucket, prefix = split(uri)
     more: dict[str, str] = {}
     while True:
-        page = _async(
+        page = run_async(
             uri,
             "listing",
             partial(_list_page, bucket=bucket, prefix=prefix, more=more),
@@ -203,52 +193,6 @@ def open_read(uri: str) -> io.BufferedReader:
     return io.BufferedReader(S3Reader(uri), READ_AHEAD_BYTES)
 
 
-def _client() -> Any:
-    """This process's client of the store that the environment names."""
-    endpoint, key = os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_ACCESS_KEY_ID")
-    name = (os.getpid(), endpoint, key)
-    with _lock:
-        if name not in _clients:
-            _clients[name] = _connect()
-        return _clients[name]
-
-
-def _connect() -> Any:
-    from s3fs import S3FileSystem  # half a second that work on local files can save
-
-    fs = S3FileSystem(
-        skip_instance_cache=True,
-        use_listings_cache=False,
-        config_kwargs={
-            "retries": {"total_max_attempts": 1},  # retry.call repeats, and counts
-            "max_pool_connections": 64,
-            "connect_timeout": 10,
-            "read_timeout": 60,
-        },
-    )
-    fs.retries = 1
-    return fs
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread may have held it while this process was forked
-
-
-os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _async(uri: str, doing: str, act: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine on the client's loop, with retries."""
-    from fsspec.asyn import sync
-
-    def once() -> Result:
-        fs = _client()
-        return cast(Result, sync(fs.loop, act, fs))
-
-    return retry.call(once, uri=uri, doing=doing)
-
-
 def _put(uri: str, put: Callable[..., object], if_absent: bool) -> bool:
     """Run an upload with retries; False when another writer's object has the name.
 
@@ -269,7 +213,7 @@ def _put(uri: str, put: Callable[..., object], if_absent: bool) -> bool:
 def _mark_of(uri: str) -> str | None:
     """The mark of the upload that made the object, None when it has none or is gone."""
     try:
-        answer = _async(uri, "asking for", lambda fs: fs._call_s3("head_object", **_name(uri)))
+        answer = run_async(uri, "asking for", lambda fs: fs._call_s3("head_object", **_name(uri)))
     except FileNotFoundError:
         return None
     return cast("str | None", answer.get("Metadata", {}).get(UPLOAD_MARK))
@@ -278,7 +222,7 @@ def _mark_of(uri: str) -> str | None:
 def _conditional(uri: str, doing: str, method: str, **options: object) -> bool:
     """A request with If-Match; False when the object is another one, or gone."""
     try:
-        _async(uri, doing, lambda fs: fs._call_s3(method, **_name(uri), **options))
+        run_async(uri, doing, lambda fs: fs._call_s3(method, **_name(uri), **options))
     except Exception as error:
         if retry.status_of(error) in (404, 412):
             return False

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mstar.errors import InterruptedRunError, TrainingError
 from mstar.training.sessions import Session, TrainState
-from mstar.training.tracking import Tracker
+from mstar.training.tracker import Tracker
 
 Metrics = Mapping[str, float]
 

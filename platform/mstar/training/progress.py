@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from mstar.training.log_lines import say_progress
-from mstar.training.tracking import NullTracker, Tracker
+from mstar.training.tracker import NullTracker, Tracker
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 RUN_ID_TAG = "mstar.run_id"
 ROOT_TAG = "mstar.root_run_id"  # our id of the job's run, on all its descendants
 PARENT_TAG = "mlflow.parentRunId"
-MAX_METRICS, MAX_PARAMS = 1000, 100
+MAX_METRICS, MAX_PARAMS = 1000, 100  # of one log_batch
 _PAGE = 1000
 _RUNNING, _FINISHED = "RUNNING", "FINISHED"
 

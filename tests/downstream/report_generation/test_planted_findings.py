@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mstar.downstream.config import Study
-from mstar.downstream.families import FamilyJob, FamilySources
 from mstar.downstream.family_files import conclude_family
+from mstar.downstream.family_job import FamilyJob, FamilySources
 from mstar.downstream.prediction_parts import evaluated_parts
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.report_generation.options import HistGenOptions

@@ -11,8 +11,9 @@ import pytest
 
 from mstar.config import to_dict
 from mstar.downstream.config import Study
-from mstar.downstream.families import FamilyJob, FamilySources, method_options
+from mstar.downstream.families import method_options
 from mstar.downstream.family_files import conclude_family
+from mstar.downstream.family_job import FamilyJob, FamilySources
 from mstar.downstream.pieces import Concluded
 from mstar.downstream.predictions import read_predictions
 from mstar.downstream.report_generation import family

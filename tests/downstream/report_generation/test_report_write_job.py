@@ -9,8 +9,8 @@ import pytest
 
 from mstar.data.reports import read_reports
 from mstar.downstream.config import Study
-from mstar.downstream.families import FamilyJob, FamilySources
 from mstar.downstream.family_files import conclude_family
+from mstar.downstream.family_job import FamilyJob, FamilySources
 from mstar.downstream.report_generation import job
 from mstar.downstream.report_generation.job import ReportWriteConfig, run
 from mstar.downstream.report_generation.options import HistGenOptions

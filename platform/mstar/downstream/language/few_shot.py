@@ -27,7 +27,7 @@ from mstar.data.tables import write_table
 from mstar.data.task_data import TaskData, TaskFold
 from mstar.data.tasks import Task
 from mstar.downstream.bags import PackedBags
-from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
+from mstar.downstream.family_job import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.figures import figure_png
 from mstar.downstream.fold_views import part_of
 from mstar.downstream.language.few_shot_curve import curve_figure

@@ -13,7 +13,7 @@ from mstar.data.task_data import TaskData, TaskFold
 from mstar.downstream.bags import PackedBags
 from mstar.downstream.config import TrialConfig
 from mstar.downstream.evaluate import predict
-from mstar.downstream.families import FamilyJob
+from mstar.downstream.family_job import FamilyJob
 from mstar.downstream.language.encoders import PatchSide, TextSide
 from mstar.downstream.language.few_shot_models import (
     Key,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mstar.config import to_dict
 from mstar.downstream.evaluate import run_name
-from mstar.downstream.families import FamilyJob
+from mstar.downstream.family_job import FamilyJob
 from mstar.downstream.language.encoders import PatchSide
 from mstar.downstream.language.pooling import text_scores
 from mstar.downstream.model_files import SUFFIX, save_fit

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from mstar.downstream.families import FamilySources
+from mstar.downstream.family_job import FamilySources
 from mstar.downstream.language.encoders import PatchSide, SlideSide, TextSide
 from mstar.downstream.language.options import MiZeroOptions, SlideTextOptions
 from mstar.downstream.language.pooling import class_scores

@@ -26,7 +26,7 @@ from mstar.data.rna.store import ExpressionStore
 from mstar.data.task_data import TaskData
 from mstar.data.tasks import Task
 from mstar.downstream.bags import PackedBags
-from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
+from mstar.downstream.family_job import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.language.encoders import GeneSide, PatchSide, SlideSide, TextSide
 from mstar.downstream.language.options import MiZeroOptions, SlideRnaOptions
 from mstar.downstream.language.pooling import text_scores

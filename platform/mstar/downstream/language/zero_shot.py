@@ -23,7 +23,7 @@ from mstar.data.tables import write_table
 from mstar.data.task_data import TaskData
 from mstar.data.tasks import Task
 from mstar.downstream.bags import PackedBags
-from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
+from mstar.downstream.family_job import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.fold_views import part_of
 from mstar.downstream.language.prompt_scores import PromptScorer, sentence_vectors
 from mstar.downstream.language.prompts import Prompts, find_prompts

@@ -19,7 +19,7 @@ from mstar.data.report_vocabulary import ReportVocabulary, bert_vocabulary, lear
 from mstar.data.task_data import TaskData
 from mstar.data.tasks import Task
 from mstar.downstream.evaluate import SealedTest, run_name
-from mstar.downstream.families import FamilyJob, FamilyOutcome, FamilySources
+from mstar.downstream.family_job import FamilyJob, FamilyOutcome, FamilySources
 from mstar.downstream.model_files import SUFFIX
 from mstar.downstream.population import train_population
 from mstar.downstream.report_generation.facts import find_facts

@@ -40,7 +40,8 @@ from mstar.storage import objects
 from mstar.storage.ids import quoted
 from mstar.training.exit_codes import ExitCode
 from mstar.training.progress import ProgressReporter
-from mstar.training.tracking import NullTracker, SpoolTracker, ended, start_tracking
+from mstar.training.tracker import NullTracker, ended
+from mstar.training.tracking import SpoolTracker, start_tracking
 
 __all__ = ["ReportWriteConfig", "run"]
 

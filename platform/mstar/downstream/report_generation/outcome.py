@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 from mstar.data.tables import write_table
 from mstar.data.task_data import TaskData
 from mstar.downstream.bags import PackedBags
-from mstar.downstream.families import FamilyJob, FamilyOutcome
+from mstar.downstream.family_job import FamilyJob, FamilyOutcome
 from mstar.downstream.report_generation.facts import Facts
 from mstar.downstream.report_generation.measures import text_measures
 from mstar.downstream.report_generation.options import HistGenOptions
