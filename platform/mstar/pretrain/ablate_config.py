@@ -15,7 +15,7 @@ class AblateConfig:
 
     out: str = "ablation"
     """Local folder for cohorts, encoders, results.csv, ablation.md and ablation.png."""
-    seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
+    seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
     """Seeds of the cohorts; each is one independent repetition of everything."""
     arms: str = "abcdefgh"
     """Letters of the arms to run; e, the initial encoder, always runs."""
