@@ -18,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PROGRAMS = (
     *("bench_reading.py", "bench_embed.py", "bench_bags.py", "bench_shards.py", "bench_stage2.py"),
-    *("bench_heads.py", "bench_downstream.py", "bench_sweep.py"),
+    *("bench_heads.py", "bench_downstream.py", "bench_sweep.py", "bench_first_token.py"),
 )
 
 Row = dict[str, Any]
