@@ -112,6 +112,7 @@ def test_shuffling_keeps_every_case_its_type_and_how_many_have_what(planted: Sta
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # five runs of stage 1
 def test_it_holds_the_whole_way_from_pixels(tmp_path: Path) -> None:
     found = prove(tmp_path)
     claims = [*claims_of(found), *gallery_claims(found["as it is"])]

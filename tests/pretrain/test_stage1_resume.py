@@ -92,6 +92,13 @@ def validations(out: Path) -> dict[int, dict[str, float]]:
     return {row.pop("step"): {k: v for k, v in row.items() if k != "pid"} for row in rows}
 
 
+def started(inputs: Stage1Inputs, out: Path) -> subprocess.Popen[bytes]:
+    """The run in a process of its own, with one thread as well."""
+    command = [sys.executable, "-m", "mstar.cli.main", *stage1_args(inputs, out, *FLAGS)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env)
+
+
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
@@ -106,9 +113,7 @@ def test_killed_at_a_random_step_and_resumed_it_computes_the_same(
     inputs: Stage1Inputs, whole: Path, tmp_path: Path
 ) -> None:
     out, step = tmp_path / "out", random.SystemRandom().randint(1, 13)
-    command = [sys.executable, "-m", "mstar.cli.main", *stage1_args(inputs, out, *FLAGS)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env) as process:
+    with started(inputs, out) as process:
         wait_for_step(out, step, process)
         process.kill()
     reached = max(losses_of_torn(out))
@@ -280,8 +285,7 @@ def test_the_log_of_steps_outlives_a_line_that_was_never_finished(tmp_path: Path
 def test_killed_at_any_step(inputs: Stage1Inputs, whole: Path, tmp_path: Path, step: int) -> None:
     out = tmp_path / "out"
     for kill_at in (step, step + 4):  # twice in a row
-        command = [sys.executable, "-m", "mstar.cli.main", *stage1_args(inputs, out, *FLAGS)]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        with started(inputs, out) as process:
             wait_for_step(out, kill_at, process)
             process.kill()
     assert main(stage1_args(inputs, out, *FLAGS)) == ExitCode.COMPLETE
