@@ -17,18 +17,13 @@ from mstar.features.store import GridStore
 from mstar.training.exit_codes import ExitCode
 from support.cohort_faults import set_rna
 from support.feature_files import CONFIG, toy_grid
-from support.sound_cohort import PATCHES, Made, write_sound_cohort
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return write_sound_cohort(tmp_path_factory.mktemp("sound"))
+from support.sound_cohort import PATCHES, Made
 
 
 @pytest.fixture
-def made(sound: Made, tmp_path: Path) -> Made:
+def made(sound_cohort: Made, tmp_path: Path) -> Made:
     """A copy to break."""
-    return sound.copied(tmp_path)
+    return sound_cohort.copied(tmp_path)
 
 
 def test_a_sound_cohort_has_no_problems(made: Made, capsys: pytest.CaptureFixture[str]) -> None:

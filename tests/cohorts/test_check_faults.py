@@ -31,7 +31,7 @@ from support.cohort_faults import (
     share_slide,
     two_cases_of_a_patient,
 )
-from support.sound_cohort import Made, write_sound_cohort
+from support.sound_cohort import Made
 
 FAULTS: dict[str, tuple[Callable[[Made], None], str, str]] = {
     # name: what breaks the cohort, the kind that must be found, what must be named
@@ -180,15 +180,10 @@ ACCOMPANIED = {  # what a fault brings with it
 }
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return write_sound_cohort(tmp_path_factory.mktemp("sound"))
-
-
 @pytest.fixture
-def made(sound: Made, tmp_path: Path) -> Made:
+def made(sound_cohort: Made, tmp_path: Path) -> Made:
     """A copy to break."""
-    return sound.copied(tmp_path)
+    return sound_cohort.copied(tmp_path)
 
 
 @pytest.mark.parametrize("name", FAULTS)

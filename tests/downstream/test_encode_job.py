@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,20 +28,12 @@ from mstar.models.stage1_files import load_aggregator, save_aggregator
 from mstar.training.exit_codes import ExitCode
 from support.encode_runs import config_of, rows
 from support.h5ad import read_h5ad
-from support.language_world import DIM, World, write_world
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A cohort with features and untrained encoders; not written to."""
-    return write_world(tmp_path_factory.mktemp("world"), cases=12)
+from support.language_world import DIM, World
 
 
 @pytest.fixture
-def world(built: World, tmp_path: Path) -> World:
-    """A copy that a test may change."""
-    root = Path(shutil.copytree(built.root, tmp_path / "w"))
-    return World(root=root, cases=built.cases)
+def world(small_world: World, tmp_path: Path) -> World:
+    return small_world.copied(tmp_path / "w")
 
 
 def unit(values: torch.Tensor) -> np.ndarray:
@@ -205,9 +196,11 @@ def test_raw_vectors_are_those_of_the_aggregator(world: World) -> None:
         ({"umap": "on"}, "--umap on"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(built: World, fields: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_meant_is_refused(
+    small_world: World, fields: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
-        config_of(built, **fields)
+        config_of(small_world, **fields)
 
 
 def test_the_command_and_its_dry_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,20 +20,12 @@ from mstar.features.store import FeatureStore
 from mstar.training.exit_codes import ExitCode
 from support.encode_runs import config_of, rows
 from support.h5ad import read_h5ad
-from support.language_world import DIM, World, write_world
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A cohort with features and untrained encoders; not written to."""
-    return write_world(tmp_path_factory.mktemp("world"), cases=12)
+from support.language_world import DIM, World
 
 
 @pytest.fixture
-def world(built: World, tmp_path: Path) -> World:
-    """A copy that a test may change."""
-    root = Path(shutil.copytree(built.root, tmp_path / "w"))
-    return World(root=root, cases=built.cases)
+def world(small_world: World, tmp_path: Path) -> World:
+    return small_world.copied(tmp_path / "w")
 
 
 def test_run_again_is_only_what_is_missing(

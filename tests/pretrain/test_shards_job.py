@@ -24,7 +24,7 @@ from mstar.slides.patches import read_patch
 from mstar.slides.raw_tiles import decode
 from mstar.slides.reader import open_slide
 from mstar.training.exit_codes import ExitCode
-from support.shard_inputs import KINDS, PASSED, PATCH_PX, TARGET_DIM, write_shard_inputs
+from support.shard_inputs import KINDS, PASSED, PATCH_PX, TARGET_DIM
 from support.shard_runs import changed, digests, elsewhere, rows_of, shards_of, small_work
 
 
@@ -34,39 +34,25 @@ def _small_work() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> ShardsConfig:
-    """Slides, features and targets that no test changes."""
-    return write_shard_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def finished(inputs: ShardsConfig, tmp_path_factory: pytest.TempPathFactory) -> ShardsConfig:
-    """One undisturbed run, which no test changes."""
-    config = elsewhere(inputs, tmp_path_factory.mktemp("finished"))
-    assert write_shards(config) == ExitCode.COMPLETE
-    return config
-
-
 @pytest.fixture
-def config(inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
+def config(shard_inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
     """The same job with an output of its own."""
-    return elsewhere(inputs, tmp_path)
+    return elsewhere(shard_inputs, tmp_path)
 
 
 # ------------------------------------------------------------------------------ what comes out
 
 
 def test_every_patch_with_a_target_comes_once_and_with_its_own_target(
-    finished: ShardsConfig,
+    finished_shards: ShardsConfig,
 ) -> None:
-    store = TargetStore.open(finished.out)
+    store = TargetStore.open(finished_shards.out)
     expected = {}
     for slide_id in store.slide_ids():
         slide = store.read(slide_id)
         for (x, y), target in zip(slide.coords.tolist(), slide.targets, strict=True):
             expected[slide_id, x, y] = (slide.case_id, target.tobytes())
-    rows = rows_of(finished)
+    rows = rows_of(finished_shards)
     found = {
         (row["slide_id"], row["x_l0"], row["y_l0"]): (row["case_id"], row["target"]) for row in rows
     }
@@ -74,23 +60,23 @@ def test_every_patch_with_a_target_comes_once_and_with_its_own_target(
     assert found == expected
 
 
-def test_rows_are_in_the_order_of_their_hash_over_all_shards(finished: ShardsConfig) -> None:
-    rows = rows_of(finished)
+def test_rows_are_in_the_order_of_their_hash_over_all_shards(finished_shards: ShardsConfig) -> None:
+    rows = rows_of(finished_shards)
     hashes = [
         int(row_hashes(0, row["slide_id"], np.array([[row["x_l0"], row["y_l0"]]]))[0])
         for row in rows
     ]
     assert hashes == sorted(hashes)
-    assert len(read_index(finished.out).shards) > 1
+    assert len(read_index(finished_shards.out).shards) > 1
 
 
-def test_pixels_are_those_the_encoder_saw(finished: ShardsConfig) -> None:
+def test_pixels_are_those_the_encoder_saw(finished_shards: ShardsConfig) -> None:
     """Bit for bit where a raw tile was passed through, nearly where it was encoded."""
-    features = FeatureStore.open(finished.features)
-    rows = rows_of(finished)
+    features = FeatureStore.open(finished_shards.features)
+    rows = rows_of(finished_shards)
     passed = 0
     for slide_id in features.done_ids():
-        slide = open_slide(Path(finished.cohort) / "slides" / f"{slide_id}.svs")
+        slide = open_slide(Path(finished_shards.cohort) / "slides" / f"{slide_id}.svs")
         grid = features.read(slide_id).grid
         places = {tuple(place): row for row, place in enumerate(grid.coords.tolist())}
         for row in rows:
@@ -106,11 +92,11 @@ def test_pixels_are_those_the_encoder_saw(finished: ShardsConfig) -> None:
                 error = (pixels.astype(float) - expected) ** 2
                 assert 0 < error.mean() < 10
         slide.close()
-    assert read_index(finished.out).counts.passed_through == passed > 0
+    assert read_index(finished_shards.out).counts.passed_through == passed > 0
 
 
-def test_the_index_says_what_there_is(finished: ShardsConfig) -> None:
-    index, rows = read_index(finished.out), rows_of(finished)
+def test_the_index_says_what_there_is(finished_shards: ShardsConfig) -> None:
+    index, rows = read_index(finished_shards.out), rows_of(finished_shards)
     targets = np.stack([np.frombuffer(row["target"], "<f2") for row in rows]).astype(float)
     np.testing.assert_allclose(index.target_mean, targets.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(index.target_std, targets.std(axis=0), atol=1e-6)
@@ -122,15 +108,15 @@ def test_the_index_says_what_there_is(finished: ShardsConfig) -> None:
     assert index.encoder.input_px == 64
     assert index.encoder.weights_sha256 != "ab" * 32
     for shard in index.shards:
-        data = (shards_of(finished) / shard.name).read_bytes()
+        data = (shards_of(finished_shards) / shard.name).read_bytes()
         assert (shard.num_bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert index.cosine is not None
     assert 0.99 <= index.cosine.mean <= 1
     assert index.cosine.smallest < 1, "encoded patches are not quite the same"
 
 
-def test_only_shards_and_what_describes_them_stay(finished: ShardsConfig) -> None:
-    names = {name for name in digests(finished) if not name.endswith(".parquet")}
+def test_only_shards_and_what_describes_them_stay(finished_shards: ShardsConfig) -> None:
+    names = {name for name in digests(finished_shards) if not name.endswith(".parquet")}
     assert names == {"index.json", "preview.jpg", "shards.json"}
 
 
@@ -172,19 +158,22 @@ def test_a_dry_run_writes_nothing(config: ShardsConfig, capsys: pytest.CaptureFi
 
 
 def test_check_finds_finished_shards_sound(
-    finished: ShardsConfig, capsys: pytest.CaptureFixture[str]
+    finished_shards: ShardsConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check(ShardsCheckConfig(shards=finished.out)) == ExitCode.COMPLETE
-    assert check(ShardsCheckConfig(shards=str(shards_of(finished)), decode=3)) == ExitCode.COMPLETE
+    assert check(ShardsCheckConfig(shards=finished_shards.out)) == ExitCode.COMPLETE
+    assert (
+        check(ShardsCheckConfig(shards=str(shards_of(finished_shards)), decode=3))
+        == ExitCode.COMPLETE
+    )
     out = capsys.readouterr().out
     assert "sound" in out
     assert "WRONG" not in out
 
 
 @pytest.fixture
-def copy(finished: ShardsConfig, tmp_path: Path) -> Path:
+def copy(finished_shards: ShardsConfig, tmp_path: Path) -> Path:
     """Finished shards to spoil."""
-    shutil.copytree(shards_of(finished), tmp_path / "shards")
+    shutil.copytree(shards_of(finished_shards), tmp_path / "shards")
     return tmp_path / "shards"
 
 

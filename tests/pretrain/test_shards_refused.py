@@ -17,7 +17,6 @@ from mstar.pretrain import shards_report
 from mstar.pretrain.shards_config import ShardsConfig
 from mstar.pretrain.shards_job import write_shards
 from mstar.training.exit_codes import ExitCode
-from support.shard_inputs import write_shard_inputs
 from support.shard_runs import (
     changed,
     digests,
@@ -36,16 +35,10 @@ def _small_work() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> ShardsConfig:
-    """Slides, features and targets that no test changes."""
-    return write_shard_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 @pytest.fixture
-def config(inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
+def config(shard_inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
     """The same job with an output of its own."""
-    return elsewhere(inputs, tmp_path)
+    return elsewhere(shard_inputs, tmp_path)
 
 
 def test_unreadable_patches_are_left_out_counted_and_named(
@@ -119,7 +112,7 @@ def test_a_slide_that_the_cohort_lacks_is_named(config: ShardsConfig, tmp_path: 
     ],
 )
 def test_settings_without_a_meaning_are_refused(
-    settings: dict[str, Any], message: str, inputs: ShardsConfig
+    settings: dict[str, Any], message: str, shard_inputs: ShardsConfig
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        changed(inputs, **settings)
+        changed(shard_inputs, **settings)

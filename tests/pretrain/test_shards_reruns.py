@@ -25,7 +25,6 @@ from mstar.pretrain.shards_job import write_shards
 from mstar.storage import objects
 from mstar.storage.leases import LeaseBoard
 from mstar.training.exit_codes import ExitCode
-from support.shard_inputs import write_shard_inputs
 from support.shard_runs import changed, digests, elsewhere, shards_of, small_work, with_own_slides
 
 
@@ -35,33 +34,24 @@ def _small_work() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> ShardsConfig:
-    """Slides, features and targets that no test changes."""
-    return write_shard_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def finished(inputs: ShardsConfig, tmp_path_factory: pytest.TempPathFactory) -> ShardsConfig:
-    """One undisturbed run, which no test changes."""
-    config = elsewhere(inputs, tmp_path_factory.mktemp("finished"))
-    assert write_shards(config) == ExitCode.COMPLETE
-    return config
-
-
 @pytest.fixture
-def config(inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
+def config(shard_inputs: ShardsConfig, tmp_path: Path) -> ShardsConfig:
     """The same job with an output of its own."""
-    return elsewhere(inputs, tmp_path)
+    return elsewhere(shard_inputs, tmp_path)
 
 
 def test_bytes_do_not_depend_on_how_the_work_is_cut(
-    finished: ShardsConfig, config: ShardsConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    finished_shards: ShardsConfig,
+    config: ShardsConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(shards_plan, "_LEAST_UNIT_ROWS", 7)  # parts of slides
     other = replace(config, run=replace(config.run, threads=1))
     assert write_shards(changed(other, scratch=str(tmp_path / "scratch"))) == ExitCode.COMPLETE
-    different = {name for name, sha in digests(finished).items() if digests(other)[name] != sha}
+    different = {
+        name for name, sha in digests(finished_shards).items() if digests(other)[name] != sha
+    }
     assert different == {"shards.json"}, "it tells how the work was cut"
     assert not list((tmp_path / "scratch").rglob("*.rows")), "buckets are taken away"
 
@@ -107,7 +97,7 @@ def test_a_run_stopped_at_any_write_goes_on_to_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", ["_state/buckets", "shard-00001", "_state/done"])
-def test_kill_9_and_rerun(after: str, finished: ShardsConfig, config: ShardsConfig) -> None:
+def test_kill_9_and_rerun(after: str, finished_shards: ShardsConfig, config: ShardsConfig) -> None:
     """The process is killed as soon as the first such file is seen."""
     program = (
         "import sys, time, pickle, functools\n"
@@ -135,35 +125,35 @@ def test_kill_9_and_rerun(after: str, finished: ShardsConfig, config: ShardsConf
     child.wait()
     assert not (shards_of(config) / "index.json").exists()
     assert write_shards(config) == ExitCode.COMPLETE
-    assert digests(config) == digests(finished)
+    assert digests(config) == digests(finished_shards)
 
 
 @pytest.mark.slow
 def test_two_ray_workers_write_the_same_bytes(
-    finished: ShardsConfig, config: ShardsConfig, local_ray: None
+    finished_shards: ShardsConfig, config: ShardsConfig, local_ray: None
 ) -> None:
     on_ray = replace(config, run=replace(config.run, workers=2))
     assert write_shards(on_ray) == ExitCode.COMPLETE
-    assert digests(on_ray) == digests(finished)
+    assert digests(on_ray) == digests(finished_shards)
 
 
 def test_a_finished_set_is_left_as_it_is(
-    finished: ShardsConfig, capsys: pytest.CaptureFixture[str]
+    finished_shards: ShardsConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def times() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in shards_of(finished).iterdir()}
+        return {path.name: path.stat().st_mtime_ns for path in shards_of(finished_shards).iterdir()}
 
     before = times()
-    assert write_shards(finished) == ExitCode.COMPLETE
+    assert write_shards(finished_shards) == ExitCode.COMPLETE
     assert times() == before
     assert "there already" in capsys.readouterr().out
 
 
-def test_other_settings_in_the_same_folder_are_refused(finished: ShardsConfig) -> None:
-    before = digests(finished)
+def test_other_settings_in_the_same_folder_are_refused(finished_shards: ShardsConfig) -> None:
+    before = digests(finished_shards)
     with pytest.raises(StoreMismatchError, match=r"quality: expected 80, found 95"):
-        write_shards(changed(finished, quality=80))
-    assert digests(finished) == before
+        write_shards(changed(finished_shards, quality=80))
+    assert digests(finished_shards) == before
 
 
 def test_shards_of_unknown_origin_are_not_written_over(config: ShardsConfig) -> None:
@@ -196,7 +186,7 @@ def test_two_runs_do_not_write_the_same_shards(config: ShardsConfig) -> None:
 
 
 def test_too_many_unreadable_patches_stop_the_job_and_a_rerun_reads_them_anew(
-    finished: ShardsConfig, config: ShardsConfig, tmp_path: Path
+    finished_shards: ShardsConfig, config: ShardsConfig, tmp_path: Path
 ) -> None:
     config = with_own_slides(config, tmp_path)
     slide = Path(config.cohort) / "slides" / "shifted.svs"
@@ -207,7 +197,9 @@ def test_too_many_unreadable_patches_stop_the_job_and_a_rerun_reads_them_anew(
     assert (shards_of(config) / "left_out.csv").read_text().count("unreadable slide") > 5
     slide.with_suffix(".gone").rename(slide)
     assert write_shards(config) == ExitCode.COMPLETE
-    parquet = {name: sha for name, sha in digests(finished).items() if name.endswith(".parquet")}
+    parquet = {
+        name: sha for name, sha in digests(finished_shards).items() if name.endswith(".parquet")
+    }
     assert parquet.items() <= digests(config).items()
     assert not (shards_of(config) / "left_out.csv").exists()
 
@@ -224,7 +216,7 @@ def test_the_gate_is_asked_again_when_it_is_moved(
 
 
 def test_in_a_bucket_the_bytes_are_the_same(
-    finished: ShardsConfig, config: ShardsConfig, s3_server: str, tmp_path: Path
+    finished_shards: ShardsConfig, config: ShardsConfig, s3_server: str, tmp_path: Path
 ) -> None:
     from support.s3 import make_bucket
 
@@ -244,5 +236,5 @@ def test_in_a_bucket_the_bytes_are_the_same(
         info.rel: hashlib.sha256(objects.read_bytes(info.uri)).hexdigest()
         for info in objects.list_files(root)
     }
-    assert found == digests(finished)
+    assert found == digests(finished_shards)
     assert check(ShardsCheckConfig(shards=places["T"])) == ExitCode.COMPLETE

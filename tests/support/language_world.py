@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class World:
 
     root: Path
     cases: int
+
+    def copied(self, folder: Path) -> World:
+        """A copy that a test may change."""
+        return replace(self, root=Path(shutil.copytree(self.root, folder)))
 
     @property
     def sweep(self) -> dict[str, Any]:
