@@ -27,7 +27,8 @@ import numpy as np
 import simplejpeg
 
 from mstar.data.shards.batches import BatchMaker, Seat
-from mstar.data.shards.decode import JpegDecoder, PatchBatch, PixelBuffers
+from mstar.data.shards.buffers import Buffers
+from mstar.data.shards.decode import JpegDecoder, PatchBatch
 from mstar.data.shards.faults import FaultLedger
 from mstar.data.shards.format import INDEX, ShardCounts, ShardIndex, dump_index, read_index
 from mstar.data.shards.order import Cursor, EpochOrder, OrderConfig
@@ -44,7 +45,7 @@ from support.shard_sets import ENCODER
 PX, DIM, BATCH = 256, 512, 128
 ORDER = OrderConfig(batch_size=BATCH, lanes=8)
 PIXELS = np.zeros((BATCH, PX, PX, 3), np.uint8)
-BUFFERS = PixelBuffers((BATCH, PX, PX, 3))
+BUFFERS = Buffers()
 Way = Callable[[], int]
 
 
@@ -135,12 +136,12 @@ def from_folder(folder: Path, targets: np.ndarray) -> Iterator[tuple[bytes, np.n
         yield path.read_bytes(), targets[number]
 
 
-def shard_batches(folder: Path, buffers: PixelBuffers) -> Iterator[PatchBatch]:
+def shard_batches(folder: Path, buffers: Buffers) -> Iterator[PatchBatch]:
     """An epoch read, put in order and decoded in this thread alone."""
     index = read_index(str(folder))
     order = EpochOrder(group_rows(index), ORDER, epoch=0)
     pieces = order.pieces(0, 1)
-    table, reader = PieceTable(index, pieces), ShardReader(str(folder))
+    table, reader = PieceTable(index, pieces), ShardReader(str(folder), buffers=buffers)
     maker = BatchMaker(
         index,
         order,
@@ -177,7 +178,7 @@ def turn_about(folder: Path, jpegs: list[bytes], targets: np.ndarray) -> float:
 
 def stream_rows(folder: Path, config: StreamConfig) -> int:
     """A whole epoch through the stream that training uses."""
-    stream = open_stream(str(folder), ORDER, Cursor(), Seat(), config)
+    stream = open_stream(str(folder), ORDER, Cursor(), Seat(), config, BUFFERS)
     count = sum(int(batch.weights.sum()) for _, batch in stream)
     stream.close()
     return count
@@ -197,7 +198,7 @@ def cpu_rates(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
 def wall_rate(folder: Path, config: StreamConfig) -> tuple[float, float]:
     """Rows per second from the second batch on, and seconds until the first."""
     started_s, count, first_s = time.perf_counter(), 0, 0.0
-    stream = open_stream(str(folder), ORDER, Cursor(), Seat(), config)
+    stream = open_stream(str(folder), ORDER, Cursor(), Seat(), config, BUFFERS)
     for step, batch in stream:
         if step == 0:
             first_s = time.perf_counter() - started_s

@@ -132,6 +132,24 @@ def test_open_read_seeks_like_a_file(root: str, tmp_path: Path) -> None:
         assert file.read() == data[-10:]
 
 
+def test_memory_is_filled_from_the_tagged_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(range(100)))
+    found = objects.stat(path)
+    assert found is not None
+    out = bytearray(10)
+    objects.read_into(path, 30, memoryview(out), tag=found.tag)
+    assert out == bytes(range(30, 40))
+    with pytest.raises(StorageError, match=r"x: expected 10 bytes at 95, got 5\. The file"):
+        objects.read_into(path, 95, memoryview(out), tag=found.tag)
+    path.write_bytes(b"another")
+    with pytest.raises(StorageError, match="x was replaced while it was read"):
+        objects.read_into(path, 0, memoryview(out), tag=found.tag)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        objects.read_into(path, 0, memoryview(out), tag=found.tag)
+
+
 def test_a_read_notices_that_the_object_was_replaced(bucket: str) -> None:
     uri = objects.join(bucket, "x")
     objects.write_whole(uri, bytes(5_000_000))

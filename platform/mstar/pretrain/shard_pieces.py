@@ -16,7 +16,7 @@ import ray.data
 from ray.data import ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError
 
-from mstar.data.shards.format import shard_schema
+from mstar.data.shards.format import piece_schema
 from mstar.data.shards.pieces import Piece, PieceRows, PieceTable
 from mstar.data.shards.reader import ShardReader
 from mstar.errors import StorageError, WorkerError
@@ -157,7 +157,7 @@ def _packed(rows: pa.RecordBatch | None) -> pa.Array:
 
 def _unpacked(data: pa.Buffer, piece: Piece) -> pa.RecordBatch:
     """The rows again, in memory of their own."""
-    return pa.ipc.read_record_batch(pa.py_buffer(data.to_pybytes()), shard_schema(piece.target_dim))
+    return pa.ipc.read_record_batch(pa.py_buffer(data.to_pybytes()), piece_schema(piece.target_dim))
 
 
 def _failed(error: RayError) -> WorkerError:

@@ -20,6 +20,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from mstar.data.shards.augment import AugmentConfig
 from mstar.data.shards.batches import BatchMaker, Seat
+from mstar.data.shards.buffers import Buffers
 from mstar.data.shards.decode import JpegDecoder, PatchBatch
 from mstar.data.shards.faults import FaultLedger
 from mstar.data.shards.format import ShardIndex, read_index, shards_folder
@@ -116,7 +117,12 @@ class PieceSource(Protocol):
 
 
 def open_stream(
-    shards: str, order: OrderConfig, cursor: Cursor, seat: Seat, config: StreamConfig
+    shards: str,
+    order: OrderConfig,
+    cursor: Cursor,
+    seat: Seat,
+    config: StreamConfig,
+    buffers: Buffers | None = None,
 ) -> PatchStream:
     """The stream of one worker through the rest of an epoch.
 
@@ -126,13 +132,18 @@ def open_stream(
         cursor: the epoch, and the first step to train.
         seat: which worker of how many; every one gets equally many rows at every step.
         config: how rows are read and decoded.
+        buffers: for compressed rows and pixels; those of an earlier epoch are used on.
     """
+    buffers = buffers or Buffers()
     folder = shards_folder(shards)
     index = read_index(folder)
     plan = EpochOrder(group_rows(index), order, cursor.epoch)
     pieces = plan.pieces(seat.rank, seat.world_size, cursor.step)
     reader = ShardReader(
-        folder, patience_s=config.patience_s, verify_checksums=config.verify_checksums
+        folder,
+        patience_s=config.patience_s,
+        verify_checksums=config.verify_checksums,
+        buffers=buffers,
     )
     decoder = JpegDecoder(config.decode_threads, config.augmentation)
     maker = BatchMaker(
@@ -144,6 +155,7 @@ def open_stream(
         decoder=decoder,
         faults=_ledger(folder, index, seat, config),
         augmentation=config.augmentation,
+        buffers=buffers,
     )
     source = _source(reader, PieceTable(index, pieces), config)
     return ShardStream(maker, source, decoder, config.batches_ahead)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mstar.data.shards.batches import Seat
+from mstar.data.shards.buffers import Buffers
 from mstar.data.shards.decode import PatchBatch
 from mstar.data.shards.faults import FaultLedger
 from mstar.data.shards.format import ShardIndex
@@ -35,6 +36,7 @@ class StepBatches:
     ) -> None:
         """Nothing is read before the first `get`."""
         self._shards, self._order, self._seat, self._config = shards, order, seat, config
+        self._buffers = Buffers()  # for all epochs
         self._first_epoch = EpochOrder(group_rows(index), order, 0)
         self.per_epoch = self._first_epoch.num_steps
         self._stream: PatchStream | None = None
@@ -82,7 +84,9 @@ class StepBatches:
     def _open(self, epoch: int, place: int) -> None:
         self.close()
         cursor = Cursor(epoch=epoch, step=place)
-        self._stream = open_stream(self._shards, self._order, cursor, self._seat, self._config)
+        self._stream = open_stream(
+            self._shards, self._order, cursor, self._seat, self._config, self._buffers
+        )
         self._batches = iter(self._stream)
 
 

@@ -120,11 +120,24 @@ def read_range(uri: str | Path, start: int, stop: int, *, tag: str) -> bytes:
     with named_errors("reading", uri):
         if not is_local(uri):
             return s3.read_range(str(uri), start, stop, tag)
-        with local_path(uri).open("rb") as file:
-            if local.tag_of(os.fstat(file.fileno())) != tag:
-                raise StorageError(f"{uri} was replaced while it was read. Rerun.")
+        with _open_tagged(uri, tag) as file:
             file.seek(start)
             return file.read(stop - start)
+
+
+def read_into(uri: str | Path, start: int, out: memoryview, *, tag: str) -> None:
+    """Fill `out` with the bytes of a file on a disk from `start` on, if it still is the tagged one.
+
+    Raises:
+        StorageError: it was replaced meanwhile, or ends before.
+    """
+    with named_errors("reading", uri), _open_tagged(uri, tag) as file:
+        file.seek(start)
+        found = file.readinto(out)
+        if found != len(out):
+            raise StorageError(
+                f"{uri}: expected {len(out)} bytes at {start}, got {found}. The file was cut."
+            )
 
 
 def read_tagged(uri: str | Path) -> tuple[bytes, str] | None:
@@ -220,6 +233,14 @@ def collect_stale_temps(root: str | Path, older_than_s: float) -> int:
     """
     with named_errors("cleaning", root):
         return local.collect_stale_temps(local_path(root), older_than_s) if is_local(root) else 0
+
+
+def _open_tagged(uri: str | Path, tag: str) -> io.BufferedReader:
+    file = local_path(uri).open("rb")
+    if local.tag_of(os.fstat(file.fileno())) == tag:
+        return file
+    file.close()
+    raise StorageError(f"{uri} was replaced while it was read. Rerun.")
 
 
 def _stat_local(path: Path) -> tuple[int, str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
-import torch
 from PIL import Image
 
 from mstar.data.shards.augment import AugmentConfig, augment, row_words
 from mstar.data.shards.batches import BatchMaker, Seat
-from mstar.data.shards.decode import JpegDecoder, PatchBatch, PixelBuffers, RowIdentity
+from mstar.data.shards.decode import JpegDecoder, PatchBatch, RowIdentity
 from mstar.data.shards.faults import NAMES_KEPT, FaultLedger, RowFault
 from mstar.data.shards.format import ShardIndex, decode_targets, encode_targets
 from mstar.data.shards.order import NO_ROW, EpochOrder, OrderConfig
@@ -245,26 +243,6 @@ def test_the_decoder_writes_its_places_only(threads: int) -> None:
     assert (out[40:] == 7).all()
     assert not out[11].any()
     assert all(np.abs(out[i].astype(int) - images[i]).mean() < 8 for i in range(40) if i != 11)
-
-
-def test_buffers_come_back_when_the_last_view_is_gone() -> None:
-    buffers = PixelBuffers((4, 8, 8, 3))
-
-    def address(array: np.ndarray) -> int:
-        return int(array.__array_interface__["data"][0])
-
-    first = buffers.take()
-    where = address(first)
-    view = torch.from_numpy(first[1:])[1:]
-    del first
-    gc.collect()
-    second = buffers.take()
-    assert address(second) != where  # a tensor still looks at the first
-    del view
-    third = buffers.take()
-    assert address(third) == where
-    third[:] = 1
-    assert third.flags.writeable
 
 
 def test_augmentation_follows_from_seed_epoch_and_row_alone(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mstar.data.shards.buffers import Buffers
 from mstar.data.shards.format import ShardIndex, encode_targets, shard_schema
 from mstar.data.shards.order import EpochOrder, OrderConfig
 from mstar.data.shards.pieces import Piece, PieceTable, group_rows
@@ -82,7 +83,8 @@ def check_all(folder: str, index: ShardIndex) -> None:
         found = reader.read(pieces[number])
         assert found.rows is not None
         assert found.fault == ""
-        assert pa.Table.from_batches([found.rows]).equals(expected_rows(folder, pieces[number]))
+        rows = pa.Table.from_batches([found.rows]).cast(shard_schema(index.target_dim))
+        assert rows.equals(expected_rows(folder, pieces[number]))
 
 
 def test_pieces_from_disk_are_what_arrow_reads(disk: tuple[str, ShardIndex]) -> None:
@@ -96,8 +98,8 @@ def test_pieces_from_an_object_store_are_what_arrow_reads(bucket: tuple[str, Sha
 def test_a_small_footer_guess_only_costs_a_request(
     bucket: tuple[str, ShardIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mstar.data.shards.reader.FOOTER_GUESS_BYTES", 16)
-    monkeypatch.setattr("mstar.data.shards.reader.FOOTER_CACHE_BYTES", 1)  # one is always held
+    monkeypatch.setattr("mstar.data.shards.footers.GUESS_BYTES", 16)
+    monkeypatch.setattr("mstar.data.shards.footers.CACHE_BYTES", 1)  # one is always held
     check_all(*bucket)
 
 
@@ -146,12 +148,31 @@ def _write_other_groups(path: Path) -> None:
     pq.write_table(pq.read_table(path), path, row_group_size=30, compression="none")
 
 
+def _write_compressed(path: Path) -> None:
+    pq.write_table(
+        pq.read_table(path), path, row_group_size=16, compression="zstd", use_dictionary=False
+    )
+
+
+def _write_dictionaries(path: Path) -> None:
+    pq.write_table(pq.read_table(path), path, row_group_size=16, compression="none")
+
+
+def _allow_none(path: Path) -> None:
+    table = pq.read_table(path)
+    fields = [field.with_nullable(True) for field in table.schema]
+    pq.write_table(table.cast(pa.schema(fields)), path, row_group_size=16, compression="none")
+
+
 BREAKAGES: dict[str, Callable[[Path], None]] = {
     "bytes, got": _truncate,
     "": _spoil_the_footer,  # in Arrow's words
     "Parquet": _spoil_the_end,
     "got jpeg binary": _write_other_columns,
     "row groups, got": _write_other_groups,
+    "not to be compressed, got ZSTD": _write_compressed,
+    "plain bytes, as `mstar targets`": _write_dictionaries,
+    "a column that allows none": _allow_none,
     "not there": Path.unlink,
 }
 
@@ -269,6 +290,18 @@ def test_an_object_replaced_under_way_is_an_error_at_once(
     objects.write_whole(uri, data[:-1] + b"2")
     with pytest.raises(StorageError, match="replaced while it was read"):
         reader.read(piece)
+
+
+def test_readers_use_memory_again(disk: tuple[str, ShardIndex]) -> None:
+    folder, index = disk
+    buffers, pieces = Buffers(), table_of(index)
+    for _ in range(2):  # epochs
+        reader = ShardReader(folder, buffers=buffers)
+        for number in range(len(pieces)):
+            found = reader.read(pieces[number])
+            assert found.rows is not None
+            del found
+    assert 1 <= sum(map(len, buffers._free.values())) <= 2  # by size
 
 
 def test_reading_ahead_keeps_the_order_and_the_bound(disk: tuple[str, ShardIndex]) -> None:

@@ -13,14 +13,8 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64, UInt8
 
 from mstar.data.shards.augment import AugmentConfig, row_words
-from mstar.data.shards.decode import (
-    JpegDecoder,
-    PatchBatch,
-    PixelBuffers,
-    RowColumns,
-    Taken,
-    no_rows,
-)
+from mstar.data.shards.buffers import Buffers
+from mstar.data.shards.decode import JpegDecoder, PatchBatch, RowColumns, Taken, no_rows
 from mstar.data.shards.faults import FaultKind, FaultLedger, RowFault
 from mstar.data.shards.format import ShardIndex
 from mstar.data.shards.order import NO_ROW, EpochOrder, Pieces, rank_lanes
@@ -69,7 +63,7 @@ class BatchMaker:
         decoder: JpegDecoder,
         faults: FaultLedger,
         augmentation: AugmentConfig | None = None,
-        buffers: PixelBuffers | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
         """Take the plan; nothing is read yet.
 
@@ -82,7 +76,7 @@ class BatchMaker:
             decoder: its threads.
             faults: where bad rows are counted.
             augmentation: what the decoder does to a patch.
-            buffers: of an earlier epoch, to be used on.
+            buffers: for pixels; those of an earlier epoch are used on.
         """
         self._index, self._order, self._pieces = index, order, pieces
         self._decoder, self.faults = decoder, faults
@@ -90,9 +84,8 @@ class BatchMaker:
         self._lanes = rank_lanes(order.config.lanes, seat.rank, seat.world_size)
         most_lanes = len(rank_lanes(order.config.lanes, 0, seat.world_size))
         self._num_rows = most_lanes * order.config.rows_per_lane
-        shape = (self._num_rows, index.patch_px, index.patch_px, 3)
-        self.buffers = buffers or PixelBuffers(shape)
-        assert self.buffers.shape == shape
+        self._shape = (self._num_rows, index.patch_px, index.patch_px, 3)
+        self._buffers = buffers or Buffers()
         self._windows: dict[int, deque[_Window]] = {lane: deque() for lane in self._lanes}
         self._opening: list[PieceRows] = []  # of the window whose pieces are coming in
         self._next_piece, self.next_step = 0, first_step
@@ -173,7 +166,7 @@ class BatchMaker:
 
     def _fill(self, rows: Int64[np.ndarray, " slot"], taken: list[Taken]) -> PatchBatch:
         """The batch of the rows chosen; bad ones are told, and lose weight, target and pixels."""
-        pixels = self.buffers.take()
+        pixels = self._buffers.take(self._shape)
         targets = np.zeros((self._num_rows, self._index.target_dim), np.float16)
         weights = np.zeros(self._num_rows, np.float32)
         for part in taken:

@@ -5,8 +5,6 @@ broken or whose target is not finite keeps its place, with weight 0, zeros for p
 and a line in the ledger.
 """
 
-import weakref
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from jaxtyping import Float16, Float32, Int64, UInt8, UInt64
 from mstar.data.shards.augment import AugmentConfig, augment
 from mstar.data.shards.format import decode_targets
 from mstar.data.shards.order import NO_ROW
+from mstar.data.shards.pages import view_spans
 
 ROWS_AT_ONCE = 16  # a thread's next share: small against a batch, large against handing it over
 
@@ -42,13 +41,14 @@ class RowColumns:
     """The rows of a piece, opened for single rows: views of Arrow's memory, nothing copied."""
 
     def __init__(self, rows: pa.RecordBatch, target_dim: int) -> None:
-        """Find where each JPEG and target lies."""
-        jpegs = rows.column("jpeg")
-        _, ends, data = jpegs.buffers()
+        """Find where each JPEG and target lies.
+
+        Args:
+            rows: of `piece_schema`.
+            target_dim: values of a target.
+        """
         self._rows = rows
-        self._data = memoryview(data).cast("B") if data is not None else memoryview(b"")
-        places = np.frombuffer(ends, np.int32)[jpegs.offset : jpegs.offset + len(jpegs) + 1]
-        self._ends = places.tolist()
+        self._jpegs = view_spans(rows.column("jpeg"))
         self.targets: Float16[np.ndarray, "row dim"]
         self.targets = decode_targets(rows.column("target"), target_dim)
 
@@ -58,7 +58,8 @@ class RowColumns:
 
     def jpeg(self, row: int) -> memoryview:
         """The bytes of one JPEG, where they lie."""
-        return self._data[self._ends[row] : self._ends[row + 1]]
+        memory, start, stop = self._jpegs[row]
+        return memory[start:stop]
 
     def identity(self, row: int) -> RowIdentity:
         """Which patch a row is."""
@@ -103,31 +104,6 @@ class PatchBatch:
             for slot, row in zip(part.slots.tolist(), part.picked.tolist(), strict=True):
                 found[slot] = part.columns.identity(row)
         return found
-
-
-class PixelBuffers:
-    """Buffers of one shape, given out as arrays and taken back when the last view is gone.
-
-    A fresh array of 50 MB costs as much page faults as a quarter of the decoding of its patches.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        """Nothing is allocated yet."""
-        self.shape = shape
-        self._free: deque[np.ndarray] = deque()
-
-    def take(self) -> UInt8[np.ndarray, "row px px 3"]:
-        """An array with anything in it."""
-        size = int(np.prod(self.shape))
-        memory = self._free.pop() if self._free else np.empty(size, np.uint8)
-        # numpy would name `memory` itself as the base of views, and nobody could tell when the
-        # last is gone; a memoryview between ends that chain at `given`
-        given = np.frombuffer(memory.data, np.uint8).reshape(self.shape)
-        owner = given.base
-        assert isinstance(owner, np.ndarray)
-        assert isinstance(owner.base, memoryview)
-        weakref.finalize(owner, self._free.append, memory).atexit = False
-        return given
 
 
 class JpegDecoder:

@@ -18,6 +18,10 @@ _WHAT = {
 _log = logging.getLogger(__name__)
 
 
+class BrokenShardError(Exception):
+    """A shard is not what the index says; its message is the fault of the pieces in it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFault:
     """What is wrong with one row, or with the rows of one piece."""

@@ -53,6 +53,13 @@ def shard_schema(target_dim: int) -> pa.Schema:
     )
 
 
+def piece_schema(target_dim: int) -> pa.Schema:
+    """The columns of rows that were read: those of a shard, its JPEGs as views of what was read."""
+    schema = shard_schema(target_dim)
+    place = schema.get_field_index("jpeg")
+    return schema.set(place, schema.field(place).with_type(pa.binary_view()))
+
+
 def decode_targets(column: pa.Array, target_dim: int) -> Float16[np.ndarray, "row dim"]:
     """The column `target` as an array, a view of the column's own memory (read-only)."""
     assert column.type == pa.binary(TARGET_DTYPE.itemsize * target_dim), column.type
