@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mstar.data.shards.batches import Seat
+from mstar.data.shards.buffers import Buffers
 from mstar.data.shards.decode import PatchBatch
 from mstar.data.shards.format import read_index
 from mstar.data.shards.order import NO_ROW, Cursor, EpochOrder, OrderConfig
@@ -105,6 +106,19 @@ def test_a_ray_stream_that_is_closed_early_ends_its_dataset(folder: Path, local_
     assert _executors() == before
 
 
+@pytest.mark.ray
+def test_a_ray_stream_rests_while_its_batches_wait(folder: Path, local_ray: None) -> None:
+    """Ray Data's own loop runs in the trainer's process: all it takes, the trainer has not."""
+    stream = open_stream(str(folder), ORDER, Cursor(), Seat(), RAY)
+    next(iter(stream))
+    time.sleep(1.0)  # everything is read ahead, and nobody takes it
+    started_s = time.process_time()
+    time.sleep(2.0)
+    busy_s = time.process_time() - started_s
+    stream.close()
+    assert busy_s < 0.6, f"{busy_s:.2f} s of CPU in 2 s"
+
+
 def _executors() -> int:
     return sum("StreamingExecutor" in thread.name for thread in threading.enumerate())
 
@@ -121,9 +135,9 @@ def test_trouble_with_storage_comes_through_a_task_by_its_name(
     with s3_environment(f"http://127.0.0.1:{free_ports(1)[0]}"):
         (block,) = read_pieces(todo, reader=nowhere)
     with pytest.raises(StorageError, match=r"s3://bucket/shards.*failed 13 times"):
-        list(take_pieces(block, table))
+        list(take_pieces(block, table, Buffers()))
     (block,) = read_pieces(todo, reader=ShardReader(str(folder)))
-    (found,) = take_pieces(block, table)
+    (found,) = take_pieces(block, table, Buffers())
     assert found.rows is not None
     assert found.rows.equals(ShardReader(str(folder)).read(table[0]).rows)
 

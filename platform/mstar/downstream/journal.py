@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mstar.errors import ConfigError
-from mstar.storage import objects
+from mstar.storage import objects, troubles
 
 FILE, FOLDER = "journal.jsonl", "journal"
 
@@ -59,7 +59,7 @@ class Journal:
             self._fd = -1
 
     def _append_local(self, data: bytes) -> None:
-        with objects.named_errors("writing", objects.join(self._out, FILE)):
+        with troubles.named_errors("writing", objects.join(self._out, FILE)):
             while data:  # a full disk takes a part, and says so the next time
                 data = data[os.write(self._fd, data) :]
             os.fsync(self._fd)

@@ -6,6 +6,7 @@ into chapters: a Dataset holds a few thousand tasks, not the hundred thousands o
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -14,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ExecutionResources, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
 
+from mstar.data.shards.buffers import Buffers
 from mstar.data.shards.format import piece_schema
 from mstar.data.shards.pieces import Piece, PieceRows, PieceTable
 from mstar.data.shards.reader import ShardReader
@@ -23,6 +26,7 @@ from mstar.errors import StorageError, WorkerError
 from mstar.training.code_version import refuse_other_code
 
 CHAPTER_TASKS = 4096
+LOOP_REST_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,13 @@ class RayPieces:
     """Iterates over pieces in the order of their table; `close` ends the reading."""
 
     def __init__(
-        self, reader: ShardReader, pieces: PieceTable, readers: RayReaders, *, ahead_bytes: int
+        self,
+        reader: ShardReader,
+        pieces: PieceTable,
+        readers: RayReaders,
+        *,
+        ahead_bytes: int,
+        buffers: Buffers | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -54,7 +64,9 @@ class RayPieces:
             readers: how many tasks, and of what size.
             ahead_bytes: how much may lie in the object store, read and not yet taken. Ray Data
                 keeps to it as far as whole tasks allow.
+            buffers: for the pieces; those of an earlier epoch are used on.
         """
+        self._buffers = buffers or Buffers()
         self._reader, self._pieces = reader, pieces
         self._readers, self._ahead_bytes = readers, ahead_bytes
         self._is_closed = False
@@ -69,7 +81,7 @@ class RayPieces:
                 for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                     if self._is_closed:
                         return
-                    yield from take_pieces(block, self._pieces)
+                    yield from take_pieces(block, self._pieces, self._buffers)
         except RayError as error:
             raise _failed(error) from error
 
@@ -99,13 +111,31 @@ class RayPieces:
         context.execution_options.resource_limits = ExecutionResources(
             object_store_memory=float(self._ahead_bytes)
         )
+        context.custom_execution_callback_classes = [_Unhurried]
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = -1  # a step, or a pause of storage, may be long
 
 
-def take_pieces(block: pa.Table, pieces: PieceTable) -> Iterator[PieceRows]:
+class _Unhurried(ExecutionCallback):  # type: ignore[misc]  # Ray does not type it
+    """Lets Ray Data's loop rest after every step.
+
+    While blocks wait to be taken it would run through without a pause, in the trainer's process:
+    half of the time nobody else could run Python.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        """Rest."""
+        time.sleep(LOOP_REST_S)
+
+
+def take_pieces(block: pa.Table, pieces: PieceTable, buffers: Buffers) -> Iterator[PieceRows]:
     """The pieces that `read_pieces` put in a block, copied: the object store can let go of it.
+
+    Args:
+        block: of one task.
+        pieces: of the stream.
+        buffers: for the copies.
 
     Raises:
         StorageError: what the reader met, in its own words.
@@ -118,7 +148,7 @@ def take_pieces(block: pa.Table, pieces: PieceTable) -> Iterator[PieceRows]:
         if fault.as_py():
             yield PieceRows(piece=piece, fault=fault.as_py())
         else:
-            yield PieceRows(piece=piece, rows=_unpacked(rows.as_buffer(), piece))
+            yield PieceRows(piece=piece, rows=_unpacked(rows.as_buffer(), piece, buffers))
 
 
 def read_pieces(todo: pa.Table, *, reader: ShardReader) -> Iterator[pa.Table]:
@@ -155,9 +185,11 @@ def _packed(rows: pa.RecordBatch | None) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), 1, [None, ends, data])
 
 
-def _unpacked(data: pa.Buffer, piece: Piece) -> pa.RecordBatch:
+def _unpacked(data: pa.Buffer, piece: Piece, buffers: Buffers) -> pa.RecordBatch:
     """The rows again, in memory of their own."""
-    return pa.ipc.read_record_batch(pa.py_buffer(data.to_pybytes()), piece_schema(piece.target_dim))
+    memory = buffers.take((data.size,))
+    memory[:] = np.frombuffer(data, np.uint8)
+    return pa.ipc.read_record_batch(pa.py_buffer(memory), piece_schema(piece.target_dim))
 
 
 def _failed(error: RayError) -> WorkerError:

@@ -65,7 +65,7 @@ class StreamConfig:
     """How long storage may be away before the run stops, in seconds."""
 
     verify_checksums: bool = True
-    """Whether pages that carry a checksum are held against it (3 % of the cost of decoding)."""
+    """Whether pages that carry a checksum are held against it (1 % of the cost of decoding)."""
 
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to the patches; nothing, as in the paper, by default."""
@@ -157,7 +157,7 @@ def open_stream(
         augmentation=config.augmentation,
         buffers=buffers,
     )
-    source = _source(reader, PieceTable(index, pieces), config)
+    source = _source(reader, PieceTable(index, pieces), config, buffers)
     return ShardStream(maker, source, decoder, config.batches_ahead)
 
 
@@ -166,11 +166,13 @@ def _ledger(folder: str, index: ShardIndex, seat: Seat, config: StreamConfig) ->
     return FaultLedger(folder, num_rows=share, max_share=config.max_bad_share)
 
 
-def _source(reader: ShardReader, pieces: PieceTable, config: StreamConfig) -> PieceSource:
+def _source(
+    reader: ShardReader, pieces: PieceTable, config: StreamConfig, buffers: Buffers
+) -> PieceSource:
+    ahead = config.ahead_bytes
     if config.via == "ray":
-        return RayPieces(reader, pieces, config.readers, ahead_bytes=config.ahead_bytes)
-    threads = config.reader_threads
-    return ReadAhead(reader, pieces, ahead_bytes=config.ahead_bytes, threads=threads)
+        return RayPieces(reader, pieces, config.readers, ahead_bytes=ahead, buffers=buffers)
+    return ReadAhead(reader, pieces, ahead_bytes=ahead, threads=config.reader_threads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mstar.config import fingerprint
-from mstar.storage import objects
+from mstar.storage import objects, troubles
 from mstar.training.tracking_places import state_folder
 
 STEPS_FILE, LOG_FILE = "steps.jsonl", "log.txt"
@@ -84,7 +84,7 @@ class RunLog:
 
     def _append(self, name: str, line: str) -> None:
         path = self.folder / name
-        with objects.named_errors("writing", path), path.open("a") as file:
+        with troubles.named_errors("writing", path), path.open("a") as file:
             file.write(line + "\n")
 
     def _fetch(self) -> None:
