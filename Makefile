@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where shapes are checked at run time, in tests only: wherever arrays are passed.
 CHECKED := mstar.slides,mstar.features,mstar.data,$\
 	mstar.models.aggregator,mstar.models.nystrom,mstar.models.ppeg,mstar.models.favor,$\
-	mstar.models.gene_encoder,mstar.models.text_encoder,mstar.models.multimodal,mstar.models.stage1_files,$\
+	mstar.models.gene_encoder,mstar.models.text_encoder,mstar.models.multimodal,mstar.models.stage1_files,mstar.models.exports,$\
 	mstar.models.patch_encoders,mstar.models.loaded_encoder,mstar.models.cuda_batches,mstar.models.transforms,$\
 	mstar.models.student,mstar.models.ema,mstar.models.heads,mstar.models.histgen,mstar.downstream.report_generation,mstar.losses.classification,mstar.losses.survival,$\
 	mstar.downstream.bags,mstar.downstream.bag_files,mstar.downstream.stream,mstar.downstream.trainer,$\

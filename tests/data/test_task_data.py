@@ -8,7 +8,8 @@ import pytest
 
 from mstar.data.label_tables import LabelTable, read_label_table
 from mstar.data.splits.schemes import Split, k_fold
-from mstar.data.task_data import TaskData, prepare_external, prepare_task, store_ids
+from mstar.data.task_data import TaskData, prepare_task, store_ids
+from mstar.data.task_external import prepare_external
 from mstar.data.task_registry import read_task_registry
 from mstar.data.tasks import Task
 from mstar.errors import ConfigError, FeatureError, SplitError

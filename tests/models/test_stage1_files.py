@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mstar.errors import ConfigError, WeightsError
 from mstar.models.aggregator import Aggregator, AggregatorConfig
+from mstar.models.exports import read_export
 from mstar.models.gene_encoder import GeneEncoder, GeneEncoderConfig
 from mstar.models.stage1_files import (
     load_aggregator,
     load_gene_encoder,
     load_text_encoder,
-    read_export,
     save_aggregator,
     save_gene_encoder,
     save_text_encoder,

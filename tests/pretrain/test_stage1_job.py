@@ -21,12 +21,8 @@ from mstar.data.reports import read_reports
 from mstar.data.rna.binning import BinningConfig, bin_expression
 from mstar.data.rna.store import ExpressionStore
 from mstar.features.store import FeatureStore
-from mstar.models.stage1_files import (
-    load_aggregator,
-    load_gene_encoder,
-    load_text_encoder,
-    read_export,
-)
+from mstar.models.exports import read_export
+from mstar.models.stage1_files import load_aggregator, load_gene_encoder, load_text_encoder
 from mstar.pretrain import stage1
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.recipes.stage1 import laptop

@@ -26,7 +26,7 @@ from mstar.data.splits.registry import (
     read_registry,
     write_registry,
 )
-from mstar.models.stage1_files import read_export
+from mstar.models.exports import read_export
 from mstar.pretrain import stage1_export
 from mstar.training.exit_codes import ExitCode
 from mstar.training.run_log import RunLog, read_steps

@@ -17,6 +17,8 @@ from mstar.data.shards.format import (
     dump_index,
     total_rows,
 )
+from mstar.data.shards.order import EpochOrder, OrderConfig
+from mstar.data.shards.pieces import PieceTable, group_rows
 from mstar.data.shards.rows import RowHeap, SlideRows, make_batch
 from mstar.data.shards.writer import ShardLayout, mean_and_std, write_bucket
 from mstar.models.encoder_spec import IMAGENET_MEAN, IMAGENET_STD
@@ -127,3 +129,14 @@ def write_shard_set(
     )
     objects.write_whole(objects.join(where, INDEX), dump_index(index))
     return index
+
+
+def write_three_shards(folder: str) -> ShardIndex:
+    """150 rows in row groups of 16."""
+    return write_shard_set(folder, num_rows=150, rows_per_group=16, rows_per_shard=60)
+
+
+def table_of(index: ShardIndex) -> PieceTable:
+    """All pieces, in the order of one worker's epoch."""
+    order = OrderConfig(batch_size=8, lanes=4)
+    return PieceTable(index, EpochOrder(group_rows(index), order, epoch=0).pieces(0, 1))

@@ -25,13 +25,8 @@ from mstar.downstream.encode_samples import Sample, Table
 from mstar.downstream.language.encoders import GeneSide, TextSide, check_dim
 from mstar.errors import ConfigError
 from mstar.features.store import FeatureStore
-from mstar.models.stage1_files import (
-    AGGREGATOR,
-    GENE_ENCODER,
-    TEXT_ENCODER,
-    load_aggregator,
-    read_export,
-)
+from mstar.models.exports import AGGREGATOR, GENE_ENCODER, TEXT_ENCODER, read_export
+from mstar.models.stage1_files import load_aggregator
 from mstar.storage import objects
 
 PAPER_BAG = 4096

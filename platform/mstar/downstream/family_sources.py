@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from mstar.config import fingerprint
 from mstar.downstream.families import needs_of
 from mstar.downstream.family_job import FamilySources
+from mstar.models.exports import AGGREGATOR, GENE_ENCODER, TEXT_ENCODER
 from mstar.models.projection import PROJECTION
-from mstar.models.stage1_files import AGGREGATOR, GENE_ENCODER, TEXT_ENCODER
 from mstar.storage import objects
 
 TOKENIZER = "tokenizer"

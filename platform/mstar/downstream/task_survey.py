@@ -10,7 +10,8 @@ from typing import Literal
 from mstar.data.label_tables import LabelTable, read_label_table
 from mstar.data.splits.registry import SplitRegistry
 from mstar.data.splits.schemes import Split
-from mstar.data.task_data import NEEDS_GENES, TaskData, prepare_external, prepare_task
+from mstar.data.task_data import NEEDS_GENES, TaskData, prepare_task
+from mstar.data.task_external import prepare_external
 from mstar.data.task_genes import GeneReader
 from mstar.data.task_registry import TaskRegistry
 from mstar.data.tasks import Task

@@ -14,7 +14,8 @@ import torch
 from mstar.data.label_tables import LabelTable, read_label_table
 from mstar.data.label_tables.finding import find_label_tables
 from mstar.data.splits.schemes import read_split
-from mstar.data.task_data import TaskData, prepare_external, prepare_task
+from mstar.data.task_data import TaskData, prepare_task
+from mstar.data.task_external import prepare_external
 from mstar.data.task_registry import read_task_registry
 from mstar.data.tasks import Task
 from mstar.downstream.bag_files import drop_unused, shared_root

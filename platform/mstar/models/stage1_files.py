@@ -14,48 +14,35 @@ checkpoint) load as `public` Nyström aggregators of the sizes their tensors hav
 
 import dataclasses
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from mstar import __version__
-from mstar.config import differences, to_dict
+from mstar.config import differences
 from mstar.errors import ConfigError, WeightsError
 from mstar.models.aggregator import Aggregator, AggregatorConfig
+from mstar.models.exports import (
+    AGGREGATOR,
+    GENE_ENCODER,
+    TEXT_ENCODER,
+    Export,
+    read_export,
+    refuse_foreign,
+    save_export,
+)
 from mstar.models.gene_encoder import GeneEncoder, GeneEncoderConfig
 from mstar.models.nystrom import AttentionKind, Mode
-from mstar.models.state_dicts import WRAPPERS, match_state, read_state
+from mstar.models.state_dicts import WRAPPERS, match_state
 from mstar.models.text_encoder import TextEncoder, TextEncoderConfig, empty_text_encoder
-from mstar.models.weights import SUFFIXES
 from mstar.storage import objects
 
-AGGREGATOR, TEXT_ENCODER, GENE_ENCODER = "aggregator", "text_encoder", "gene_encoder"
-SCHEMA_VERSION = 1
-_METADATA = "mstar"
 _AGGREGATOR_PARTS = ("vision_encoder.", "aggregator.")
 
 _Config = TypeVar("_Config", AggregatorConfig, TextEncoderConfig, GeneEncoderConfig)
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
-    """A weights file that was read: where, its tensors, and what it says of itself.
-
-    record: the config and provenance; empty for files that are not of this platform.
-    """
-
-    uri: str
-    tensors: Mapping[str, Any]
-    record: Mapping[str, Any]
 
 
 def save_aggregator(
@@ -68,7 +55,7 @@ def save_aggregator(
         aggregator: what to write.
         provenance: what made it, as plain values: run, features, step.
     """
-    return _save(folder, AGGREGATOR, aggregator, aggregator.config, {}, provenance)
+    return save_export(folder, AGGREGATOR, aggregator, aggregator.config, {}, provenance)
 
 
 def save_text_encoder(
@@ -77,7 +64,7 @@ def save_text_encoder(
     """Write a text encoder with its architecture (not its tokenizer); returns the address."""
     architecture = json.loads(encoder.bert.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
     more = {"bert": architecture}
-    return _save(folder, TEXT_ENCODER, encoder, encoder.config, more, provenance)
+    return save_export(folder, TEXT_ENCODER, encoder, encoder.config, more, provenance)
 
 
 def save_gene_encoder(
@@ -94,7 +81,7 @@ def save_gene_encoder(
             f"{len(genes):,}. Give those of the expression store it was trained on."
         )
     more = {"genes": list(genes)}
-    return _save(folder, GENE_ENCODER, encoder, encoder.config, more, provenance)
+    return save_export(folder, GENE_ENCODER, encoder, encoder.config, more, provenance)
 
 
 def load_aggregator(
@@ -135,7 +122,7 @@ def load_text_encoder(where: str, *, allow_change: bool = False) -> TextEncoder:
     Raises:
         WeightsError: it is no export of one, does not fit, or its JSON says something else.
     """
-    export = _own(read_export(where, TEXT_ENCODER), TEXT_ENCODER)
+    export = refuse_foreign(read_export(where, TEXT_ENCODER), TEXT_ENCODER)
     config = _beside(export, _config(export, TextEncoderConfig), allow_change)
     architecture = export.record["bert"]
     return _filled(lambda: empty_text_encoder(config, architecture), export.tensors, export.uri)
@@ -149,60 +136,11 @@ def load_gene_encoder(
     Raises:
         WeightsError: it is no export of one, does not fit, or its JSON says something else.
     """
-    export = _own(read_export(where, GENE_ENCODER), GENE_ENCODER)
+    export = refuse_foreign(read_export(where, GENE_ENCODER), GENE_ENCODER)
     config = _beside(export, _config(export, GeneEncoderConfig), allow_change)
     table = torch.zeros(config.num_genes, config.dim)
     encoder = _filled(lambda: GeneEncoder(config, table), export.tensors, export.uri)
     return encoder, tuple(export.record["genes"])
-
-
-def read_export(where: str, kind: str) -> Export:
-    """Read a weights file, given itself or its folder, with the record it carries.
-
-    Raises:
-        WeightsError: nothing is there, or it cannot be read.
-    """
-    is_file = PurePosixPath(where).suffix in SUFFIXES
-    uri = where if is_file else objects.join(where, f"{kind}.safetensors")
-    with _on_disk(uri) as path:
-        tensors, record = read_state(path), {}
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    if record and record["kind"] != kind:
-        raise WeightsError(f"{uri}: expected {_named(kind)}, got {_named(record['kind'])}.")
-    if record and record["schema_version"] > SCHEMA_VERSION:
-        raise WeightsError(
-            f"{uri}: written in format {record['schema_version']}, known here up to "
-            f"{SCHEMA_VERSION}. Load it with the mstar that wrote it ({record['mstar']})."
-        )
-    return Export(uri=uri, tensors=tensors, record=record)
-
-
-def _save(
-    folder: str,
-    kind: str,
-    model: nn.Module,
-    config: Any,
-    more: Mapping[str, Any],
-    provenance: Mapping[str, Any] | None,
-) -> str:
-    """Weights first, and in them all that the JSON says."""
-    record = {
-        "kind": kind,
-        "schema_version": SCHEMA_VERSION,
-        "mstar": __version__,
-        "config": to_dict(config),
-        "provenance": to_dict(provenance or {}),
-        **more,
-    }
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    uri = objects.join(folder, f"{kind}.safetensors")
-    # without line breaks and sorted, so that equal exports are equal bytes
-    objects.write_whole(uri, save(state, {_METADATA: json.dumps(record, sort_keys=True)}))
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    objects.write_whole(objects.join(folder, f"{kind}.json"), text.encode())
-    return uri
 
 
 def _config(export: Export, kind: type[_Config]) -> _Config:
@@ -286,33 +224,3 @@ def _filled(build: Callable[[], _Model], tensors: Mapping[str, Any], source: str
     matched = match_state(model, tensors, ignored_keys=(), source=source)
     model.load_state_dict(matched.state)
     return model.eval()
-
-
-def _own(export: Export, kind: str) -> Export:
-    if not export.record:
-        raise WeightsError(
-            f"{export.uri}: says nothing of its config, so it is no export of {_named(kind)}. "
-            f"Give a folder that `mstar stage1` wrote."
-        )
-    return export
-
-
-def _named(kind: str) -> str:
-    return {"aggregator": "an aggregator"}.get(kind, f"a {kind.replace('_', ' ')}")
-
-
-@contextmanager
-def _on_disk(uri: str) -> Iterator[Path]:
-    """The file itself, or a copy while it is read."""
-    try:
-        if objects.is_local(uri):
-            path = objects.local_path(uri)
-            path.stat()
-            yield path
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / PurePosixPath(uri).name
-            path.write_bytes(objects.read_bytes(uri))
-            yield path
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise WeightsError(f"{uri}: there is no such file. Check the path.") from error

@@ -19,15 +19,9 @@ from mstar.data.report_tokens import ReportTokenizer
 from mstar.data.rna.binning import BinningConfig
 from mstar.data.rna.store import ExpressionStore
 from mstar.errors import ConfigError, WeightsError
+from mstar.models.exports import AGGREGATOR, GENE_ENCODER, TEXT_ENCODER
 from mstar.models.multimodal import MultimodalModel
-from mstar.models.stage1_files import (
-    AGGREGATOR,
-    GENE_ENCODER,
-    TEXT_ENCODER,
-    load_aggregator,
-    load_gene_encoder,
-    load_text_encoder,
-)
+from mstar.models.stage1_files import load_aggregator, load_gene_encoder, load_text_encoder
 from mstar.pretrain.stage1_config import Stage1Config
 from mstar.pretrain.stage1_facts import FACTS_FILE, read_json
 from mstar.storage import objects

@@ -22,7 +22,8 @@ from torch import Tensor
 from mstar.config import to_dict
 from mstar.errors import ConfigError, WeightsError
 from mstar.models.aggregator import Aggregator
-from mstar.models.stage1_files import AGGREGATOR, load_aggregator, read_export
+from mstar.models.exports import AGGREGATOR, read_export
+from mstar.models.stage1_files import load_aggregator
 from mstar.pretrain.targets_config import TargetsConfig
 from mstar.storage import objects
 

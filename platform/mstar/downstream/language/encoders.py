@@ -22,14 +22,9 @@ from mstar.data.rna.store import ExpressionStore
 from mstar.downstream.language.options import SPACES
 from mstar.errors import CohortError, ConfigError, WeightsError
 from mstar.models.aggregator import Aggregator
+from mstar.models.exports import GENE_ENCODER, read_export
 from mstar.models.projection import PROJECTION, load_projection
-from mstar.models.stage1_files import (
-    GENE_ENCODER,
-    load_aggregator,
-    load_gene_encoder,
-    load_text_encoder,
-    read_export,
-)
+from mstar.models.stage1_files import load_aggregator, load_gene_encoder, load_text_encoder
 from mstar.storage import objects
 from mstar.training.seeds import seed_of
 
