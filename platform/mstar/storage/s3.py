@@ -1,7 +1,6 @@
 """Objects of an S3-compatible store, through s3fs (`s3_client.py`)."""
 
 import io
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from mstar.errors import StorageError
 from mstar.storage import retry
 from mstar.storage.s3_client import client, run_async
+from mstar.storage.seekable import SeekableReader
 
 PART_BYTES = 32 << 20  # objects of two parts and more go up in parts
 PARTS_AT_ONCE = 3  # times PART_BYTES is the memory of one upload
@@ -148,7 +148,7 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-class S3Reader(io.RawIOBase):
+class S3Reader(SeekableReader):
     """An object as a seekable file; every read is one ranged request with its own retries."""
 
     def __init__(self, uri: str) -> None:
@@ -156,35 +156,18 @@ class S3Reader(io.RawIOBase):
         found = head(uri)
         if found is None:
             raise FileNotFoundError(f"no such object: {uri}")
-        self._uri, self._head, self._at = uri, found, 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """The position of the next read."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position, as in any file."""
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._head.size_bytes}
-        self._at = max(0, origin[whence] + offset)
-        return self._at
+        super().__init__(found.size_bytes)
+        self._uri, self._tag = uri, found.tag
 
     def readinto(self, target: Any) -> int:  # Buffer is in the library from 3.12 on
         """Fill a buffer from the position on."""
         view = memoryview(target).cast("B")
-        stop = min(self._at + len(view), self._head.size_bytes)
-        if stop <= self._at:
+        stop = min(self.at + len(view), self.size_bytes)
+        if stop <= self.at:
             return 0
-        data = read_range(self._uri, self._at, stop, self._head.tag)
+        data = read_range(self._uri, self.at, stop, self._tag)
         view[: len(data)] = data
-        self._at = stop
+        self.at = stop
         return len(data)
 
 

@@ -1,6 +1,5 @@
 """One row group of a shard, opened from its bytes; the JPEGs stay where they lie."""
 
-import io
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from mstar.data.shards.faults import BrokenShardError
 from mstar.data.shards.format import COLUMNS, piece_schema, shard_schema
 from mstar.data.shards.pages import plain_views
 from mstar.data.shards.pieces import Piece
+from mstar.storage.seekable import SeekableReader
 
 Result = TypeVar("Result")
 JPEG, *OTHERS = COLUMNS
@@ -115,35 +115,18 @@ def _chunk_extent(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     return start, start + chunk.total_compressed_size
 
 
-class _Span(io.RawIOBase):
+class _Span(SeekableReader):
     """A stretch of a file that is in memory, at its place in the file; Arrow reads views of it."""
 
     def __init__(self, start: int, data: memoryview, file_bytes: int) -> None:
         """Hold the bytes from `start` on."""
-        self._start, self._data, self._file_bytes, self._at = start, data, file_bytes, 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """The position of the next read."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position, as in any file."""
-        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file_bytes}[whence]
-        self._at += offset
-        return self._at
+        super().__init__(file_bytes)
+        self._start, self._data = start, data
 
     def read(self, size: int = -1) -> memoryview:
         """A view of the next bytes, where they are held."""
-        first = self._at - self._start
+        first = self.at - self._start
         if first < 0 or size < 0 or first + size > len(self._data):
-            raise OSError(f"bytes {self._at} to {self._at + size} are outside its row group")
-        self._at += size
+            raise OSError(f"bytes {self.at} to {self.at + size} are outside its row group")
+        self.at += size
         return self._data[first : first + size]
