@@ -12,8 +12,6 @@ some 20,000 patches (tests/benchmarks/bench_case_bags.py). Features in an object
 the node's cache.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -24,10 +22,9 @@ from jaxtyping import Bool, Float, Int32, Int64
 
 from mstar.data.bag_rows import partition_rows, sample_rows
 from mstar.data.bag_values import NO_ROW, Fill, check_finite, fill_up, make_buffer
+from mstar.data.mapped_slides import MappedSlides
 from mstar.errors import ConfigError, FeatureError
-from mstar.features.files import map_features
 from mstar.features.store import FeatureStore
-from mstar.storage.cache import SlideCache, default_cache_dir
 
 __all__ = ["NO_ROW", "BagConfig", "BagReader", "CaseBag", "make_buffer"]
 
@@ -115,32 +112,26 @@ class BagReader:
             cache_dir: where remote features are staged; this node's default when not given.
             cache_bytes: how much may lie there.
         """
-        assert max_open > 0
         self.config = config or BagConfig()
         self._arguments = (store, self.config, max_open, cache_dir, cache_bytes)
-        self._store = FeatureStore.open(store)
-        self._cache = SlideCache(cache_dir or default_cache_dir(), max_bytes=cache_bytes)
-        self._max_open = max_open
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, Float[np.ndarray, "patch dim"]] = OrderedDict()
-        self._num_rows: dict[str, int] = {}
-        self._missing: set[str] = set()
-        self._first: tuple[str, tuple[int, str]] | None = None  # the slide that set dim and dtype
+        self._slides = MappedSlides(
+            store, max_open=max_open, cache_dir=cache_dir, cache_bytes=cache_bytes
+        )
 
     @property
     def store(self) -> FeatureStore:
         """The store that is read."""
-        return self._store
+        return self._slides.store
 
     @property
     def missing_slides(self) -> tuple[str, ...]:
         """Slides without features that were left out so far, sorted."""
-        return tuple(sorted(self._missing))
+        return tuple(sorted(self._slides.missing))
 
     @property
     def num_open(self) -> int:
         """Files mapped at this moment."""
-        return len(self._open)
+        return self._slides.num_open
 
     def num_rows(self, case_id: str, slides: Sequence[str]) -> int:
         """How many rows the case's slides have together."""
@@ -189,12 +180,13 @@ class BagReader:
         A view keeps its file mapped as long as it lives, beyond what the reader holds.
         """
         layout = self._layout(case_id, slides)
-        return tuple(self._map(case_id, slide) for slide in slides if slide not in layout.missing)
+        return tuple(
+            self._slides.map(case_id, slide) for slide in slides if slide not in layout.missing
+        )
 
     def close(self) -> None:
         """Let go of all files; the next read opens them again."""
-        with self._lock:
-            self._open.clear()
+        self._slides.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: how to open the store, and none of what is open here."""
@@ -213,15 +205,15 @@ class BagReader:
             raise FeatureError(
                 f"case {case_id}: a slide comes twice in {list(slides)}. Name it once."
             )
-        counts = [self._count(case_id, slide) for slide in slides]
+        counts = [self._slides.count(case_id, slide) for slide in slides]
         missing = tuple(slide for slide, count in zip(slides, counts, strict=True) if count is None)
         if missing and self.config.missing == "error":
             raise FeatureError(
-                f"case {case_id}, slide {missing[0]}: expected features in {self._store.root}, got "
-                f"none ({len(missing)} of its {len(slides)} slides). Run `mstar embed` again, or "
-                "leave such slides out (missing=skip)."
+                f"case {case_id}, slide {missing[0]}: expected features in {self.store.root}, "
+                f"got none ({len(missing)} of its {len(slides)} slides). Run `mstar embed` again, "
+                "or leave such slides out (missing=skip)."
             )
-        self._missing.update(missing)
+        self._slides.missing.update(missing)
         starts = tuple(accumulate((count or 0 for count in counts), initial=0))
         if not starts[-1]:
             raise FeatureError(
@@ -229,41 +221,6 @@ class BagReader:
                 f"({len(missing)} without features). Leave the case out."
             )
         return _Layout(starts=starts, missing=missing)
-
-    def _count(self, case_id: str, slide: str) -> int | None:
-        """Rows of a slide; None where the store has no such slide."""
-        if slide not in self._num_rows:
-            if slide in self._missing or not self._store.has(slide):
-                return None
-            self._num_rows[slide] = len(self._map(case_id, slide))
-        return self._num_rows[slide]
-
-    def _map(self, case_id: str, slide: str) -> Float[np.ndarray, "patch dim"]:
-        """The slide's file, mapped; the longest unused one makes room."""
-        with self._lock:
-            if slide in self._open:
-                self._open.move_to_end(slide)
-                return self._open[slide]
-        # Staged files may be evicted while they are mapped: the pages stay until the map goes.
-        with self._cache.stage(self._store.slide_uri(slide)) as path:
-            mapped = map_features(path)
-        self._check_kind(case_id, slide, (mapped.shape[1], mapped.dtype.name))
-        with self._lock:
-            self._open[slide] = mapped
-            while len(self._open) > self._max_open:
-                self._open.popitem(last=False)
-        return mapped
-
-    def _check_kind(self, case_id: str, slide: str, kind: tuple[int, str]) -> None:
-        """All slides of a store agree in dim and dtype: their bags lie in one batch."""
-        with self._lock:
-            first, expected = self._first = self._first or (slide, kind)
-        if kind != expected:
-            raise FeatureError(
-                f"case {case_id}, slide {slide}: features: expected {expected[0]} dims of "
-                f"{expected[1]} as slide {first} has, got {kind[0]} of {kind[1]}. Delete the file "
-                "made otherwise and run `mstar embed` again."
-            )
 
     def _gather(
         self,
@@ -283,7 +240,7 @@ class BagReader:
             if start == stop:
                 continue
             local = rows[start:stop] - layout.starts[index]
-            mapped = self._map(case_id, slides[index])
+            mapped = self._slides.map(case_id, slides[index])
             # `clip` skips a copy of the result; the rows are within by construction
             np.take(np.asarray(mapped), local, axis=0, out=out[start:stop], mode="clip")
             slide_index[start:stop], row_index[start:stop] = index, local
@@ -305,8 +262,7 @@ class BagReader:
     def _output(
         self, size: int, out: Float[np.ndarray, "size dim"] | None
     ) -> Float[np.ndarray, "size dim"]:
-        assert self._first is not None  # the layout was read
-        dim, dtype = self._first[1]
+        dim, dtype = self._slides.kind
         if out is None:
             return np.empty((size, dim), dtype)
         if out.shape != (size, dim) or out.dtype != dtype or not out.flags.c_contiguous:
