@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mstar.storage.folder_locks import alone_in
 from mstar.storage.processes import is_known_dead_mark, process_mark
 
 TEMP_PREFIX = ".mstar-"
@@ -54,19 +55,27 @@ def tag_of(found: os.stat_result) -> str:
 def replace_if(path: Path, data: bytes, wanted: str) -> bool:
     """Write the file anew if it is still the one tagged `wanted`.
 
-    Lock-free, so that a process that is stopped half-way blocks nobody: the file is moved aside,
-    looked at, and only then replaced. Whoever creates the name in between wins, and this call
-    returns False. Two callers never both get True.
+    The file is moved aside, looked at, and only then replaced, alone in its folder: no other call
+    of this kind sees the name free meanwhile. Two callers never both get True, but on disks
+    without locks (some network ones), where that takes three callers within some microseconds.
     """
     with _temp_beside(path) as temp:
         with temp.open("xb") as file:
             file.write(data)
-        return _take_away(path, wanted) and _publish(temp, path, if_absent=True)
+        with alone_in(path.parent):
+            done = _take_away(path, wanted) and _link(temp, path)
+    if done:
+        _flush_folder(path.parent)
+    return done
 
 
 def delete_if(path: Path, wanted: str) -> bool:
     """Delete the file if it is still the one tagged `wanted`."""
-    return _take_away(path, wanted)
+    try:
+        with alone_in(path.parent):
+            return _take_away(path, wanted)
+    except (FileNotFoundError, NotADirectoryError):  # no such folder
+        return False
 
 
 def delete(path: Path) -> None:
@@ -141,13 +150,22 @@ def _temp_beside(path: Path) -> Iterator[Path]:
 def _publish(temp: Path, path: Path, *, if_absent: bool) -> bool:
     """Give a written file its final name."""
     if if_absent:
-        try:
-            os.link(temp, path)  # fails when the name is taken; a rename would replace it
-        except FileExistsError:
+        with alone_in(path.parent):
+            is_done = _link(temp, path)
+        if not is_done:
             return False
     else:
         os.replace(temp, path)
     _flush_folder(path.parent)
+    return True
+
+
+def _link(temp: Path, path: Path) -> bool:
+    """Give a file a free name; a rename would replace what has it."""
+    try:
+        os.link(temp, path)
+    except FileExistsError:
+        return False
     return True
 
 
