@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAMS = (
     *("bench_reading.py", "bench_embed.py", "bench_bags.py", "bench_shards.py", "bench_stage2.py"),
     *("bench_heads.py", "bench_downstream.py", "bench_sweep.py", "bench_first_token.py"),
+    "bench_gpu.py",
 )
 
 Row = dict[str, Any]
