@@ -22,25 +22,17 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bench_stage2 import opened
 from mstar.models.encoder_table import find_encoder
 from mstar.models.loaded_encoder import forward_of
 from mstar.models.patch_encoders import load_encoder, load_model, prepare_weights
-from mstar.pretrain.stage2_config import Stage2Config
-from mstar.pretrain.stage2_prepare import prepare
-from mstar.recipes.stage2 import laptop
-from mstar.training.engines import EngineConfig
-from mstar.training.run_log import RunLog
-from mstar.training.sessions import LocalSession
-from support.shard_sets import untrained_encoder, write_shard_set
 
-PX, DIM = 256, 512
 PASSES_OF_A_STEP = 4  # student forward, twice as much backward, anchor forward
 WARM_UP = 3
 
@@ -138,40 +130,14 @@ def embed_rate(device: torch.device, given: argparse.Namespace) -> float:
 
 def step_rate(device: torch.device, given: argparse.Namespace) -> float:
     """Patches per second of the run's own step, again and again on its first batch."""
+    rows = given.batch * (given.steps + WARM_UP)
     with tempfile.TemporaryDirectory() as folder:
-        session = LocalSession(f"{folder}/checkpoints", device=device)
-        run = prepare(session, stage2_config(Path(folder), given), RunLog(f"{folder}/out"))
+        run = opened(Path(folder), given, rows=rows, precision="bf16")
         with run.batches:
             first = run.batches.get(0)
             done = iter(range(given.steps + WARM_UP))
             take = lambda: run.steps.take(next(done), first)  # noqa: E731
             return given.batch * calls_per_s(take, device, given.steps)
-
-
-def stage2_config(folder: Path, given: argparse.Namespace) -> Stage2Config:
-    """One process, no looks and checkpoints in between; the shards are written here."""
-    write_shard_set(
-        folder / "shards",
-        num_rows=given.batch * (given.steps + WARM_UP),
-        rows_per_group=256,
-        rows_per_shard=4096,
-        target_dim=DIM,
-        patch_px=PX,
-        encoder=untrained_encoder(given.encoder),
-    )
-    return replace(
-        laptop(),
-        shards=str(folder / "shards"),
-        weights="random:0",
-        out=str(folder / "out"),
-        batch_patches=given.batch,
-        micro_batch=given.batch,
-        lanes=4,
-        watch_every_steps=0,
-        tracking=False,
-        device=given.device,
-        engine=EngineConfig(engine="plain", precision="bf16"),
-    )
 
 
 def calls_per_s(act: Callable[[], object], device: torch.device, count: int) -> float:

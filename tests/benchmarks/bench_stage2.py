@@ -19,13 +19,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
-from mstar.pretrain.stage2_config import Stage2Config
 from mstar.pretrain.stage2_prepare import Stage2, prepare
 from mstar.pretrain.stage2_step import StepBatch
 from mstar.recipes.stage2 import laptop
+from mstar.training.engines import EngineConfig
 from mstar.training.run_log import RunLog
 from mstar.training.sessions import LocalSession
 from support.shard_sets import untrained_encoder, write_shard_set
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.set_defaults(device="cpu")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), given)
@@ -48,7 +50,8 @@ def main() -> None:
 
 def measure(folder: Path, given: argparse.Namespace) -> None:
     """Time both ways in turn and print their ratio."""
-    run = opened(folder, given)
+    rows = given.batch * (given.steps + 1) * given.rounds
+    run = opened(folder, given, rows=rows, precision="fp32")
     streamed, fixed = [], []
     with run.batches:
         first = run.batches.get(0)
@@ -69,9 +72,17 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     print(json.dumps(line), flush=True)
 
 
-def opened(folder: Path, given: argparse.Namespace) -> Stage2:
-    """A run of stage 2 that is ready for its first step."""
-    rows = given.batch * (given.steps + 1) * given.rounds
+def opened(
+    folder: Path, given: argparse.Namespace, *, rows: int, precision: Literal["bf16", "fp32"]
+) -> Stage2:
+    """A run of stage 2 that is ready for its first step.
+
+    Args:
+        folder: for its shards, which are written here, and what it writes itself.
+        given: encoder, batch, and device where it is not the CPU.
+        rows: of the shards.
+        precision: of its passes.
+    """
     write_shard_set(
         folder / "shards",
         num_rows=rows,
@@ -81,14 +92,8 @@ def opened(folder: Path, given: argparse.Namespace) -> Stage2:
         patch_px=PX,
         encoder=untrained_encoder(given.encoder),
     )
-    session = LocalSession(str(folder / "checkpoints"), device=torch.device("cpu"))
-    return prepare(session, config_of(folder, given), RunLog(str(folder / "out")))
-
-
-def config_of(folder: Path, given: argparse.Namespace) -> Stage2Config:
-    """The laptop's settings, without looks and checkpoints in between."""
-    return replace(
-        laptop(),
+    config = replace(
+        laptop(),  # without looks and checkpoints in between
         shards=str(folder / "shards"),
         weights="random:0",
         out=str(folder / "out"),
@@ -97,7 +102,11 @@ def config_of(folder: Path, given: argparse.Namespace) -> Stage2Config:
         lanes=4,
         watch_every_steps=0,
         tracking=False,
+        device=given.device,
+        engine=EngineConfig(engine="plain", precision=precision),
     )
+    session = LocalSession(str(folder / "checkpoints"), device=torch.device(given.device))
+    return prepare(session, config, RunLog(str(folder / "out")))
 
 
 def rate(
