@@ -102,6 +102,20 @@ def test_whatever_the_bytes_are_it_is_a_fault_or_values() -> None:
     assert faults > 1000
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "15 00 18 00 3c 15 04 15 00 00 00",  # a text where the size should be
+        "15 00 15 02 15 02 2c 18 00 15 00 00 00",  # and where the number of values should be
+        "15 00 15 02 15 02 18 00 1c 15 04 15 00 00 00",  # and where the checksum should be
+        "15 00 15 02 15 02 25 02",  # an end before its time
+    ],
+)
+def test_headers_with_other_types_are_faults(header: str) -> None:
+    with pytest.raises(BrokenShardError):
+        plain_views(memoryview(bytes.fromhex(header) + bytes(8)), 2, verify=True)
+
+
 OTHER_LAYOUTS: dict[str, dict[str, Any]] = {
     "a dictionary": {"use_dictionary": True},
     "compressed": {"compression": "snappy"},

@@ -84,14 +84,15 @@ def _open_page(chunk: memoryview, at: int) -> _Page:
         fields, start = _read_struct(chunk, at)
         kind, size, data = fields[_TYPE], fields[_SIZE], fields.get(_DATA_HEADER, {})
         is_plain = kind == _DATA_PAGE and data[_ENCODING] == _PLAIN
-        num_values = data.get(_NUM_VALUES, 0)
+        num_values, checksum = data.get(_NUM_VALUES, 0), fields.get(_CHECKSUM)
+        if any(type(number) is not int for number in (size, num_values, checksum or 0)):
+            raise TypeError("a number is of another type")
     except (IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BrokenShardError("the header of a page cannot be read") from error
     if not is_plain or size != fields.get(_STORED_SIZE):
         raise BrokenShardError("expected pages of plain bytes, as `mstar targets` writes them")
     if num_values <= 0 or not start <= start + size <= len(chunk):
         raise BrokenShardError(f"a page of {size} bytes is longer than its column")
-    checksum = fields.get(_CHECKSUM)
     return _Page(
         start=start,
         stop=start + size,
